@@ -1,0 +1,89 @@
+"""The agent contract: an `nn.Module` that says how to act and what its loss is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.types import Act, Batch, Loss, Rollout, Spec
+
+Phase = tuple[str, Callable[[Batch], Loss]]
+
+
+class Agent(nn.Module, ABC):
+    """Networks, targets and normalisers are the module's state; nothing else is remembered.
+
+    ``act`` and ``loss`` are closed functions of tensors: randomness and annealed numbers come in as
+    tensors, nothing outside is read, nothing is synchronised. An agent never touches an environment,
+    a logger, a file or a process group.
+
+    Subclasses name their options in ``Config`` (a dataclass, validated before construction) and the
+    kind of source they learn from in ``source``.
+    """
+
+    Config: ClassVar[type]
+    source: ClassVar[str]  # the default kind of source: "replay", "rollout" or "dataset"
+
+    def __init__(self, config: Any, spec: Spec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+    def initial_state(self, n: int) -> Any:
+        """Return the recurrent state at the start of an episode: a tree of (n, ...) tensors, or ()."""
+        return ()
+
+    def schedules(self) -> dict[str, Any]:
+        """Return the annealed numbers by name, as `rlcore.schedules` specs; they arrive as ``knobs``."""
+        return {}
+
+    def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw ALL randomness of one ``act`` (what="act", n rows) or one ``loss`` (what="loss", n items)."""
+        return {}
+
+    @abstractmethod
+    def act(
+        self,
+        obs: Any,
+        state: Any,
+        knobs: dict[str, Tensor],
+        noise: dict[str, Tensor],
+        mask: Tensor | None = None,
+        explore: bool = True,
+    ) -> Act:
+        """Choose actions for N observations.
+
+        Args:
+            obs: tree (N, ...).
+            state: recurrent state (N, ...), zeroed by the caller where an episode began, or ().
+            knobs: 0-dim tensors, by the names of ``schedules``; unused when ``explore`` is False.
+            noise: what ``noise("act", N)`` returned; unused when ``explore`` is False.
+            mask: (N, actions) bool, True where an action is allowed; None: all are.
+            explore: False in evaluation: act greedily and deterministically.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """Return the loss of a batch, summed over its items."""
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the named parameter groups; each has its own optimiser, schedule and clip in `Optim`."""
+        return {"main": [p for p in self.parameters() if p.requires_grad]}
+
+    def phases(self, updates: int) -> list[Phase]:
+        """Return the (group, loss) pairs of update number ``updates``, in order.
+
+        A phase differentiates its own group only; a group without a phase in this update does not move.
+        """
+        return [("main", self.loss)]
+
+    def after_update(self, updates: int) -> None:
+        """Move target networks. ``updates`` counts this one."""
+
+    def prepare(self, rollout: Rollout) -> Any:
+        """Turn a rollout into items (T*N, ...) to draw minibatches from: attach advantages and targets."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts")

@@ -1,0 +1,76 @@
+"""The vector-environment contract: N environments stepped together, every autoreset mode normalised to one `Step`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rlcore.types import Example, Spec, Step
+
+Autoreset = Literal["same_step", "next_step", "disabled"]
+Split = Literal["train", "validation", "test"]
+
+
+class Task(Protocol):
+    """What a one-step environment gives the Dataset source: labelled examples, drawn directly."""
+
+    @property
+    def size(self) -> int:
+        """Return the number of examples of this split."""
+        ...
+
+    def draw(self, index: Tensor) -> Example:
+        """Return the examples (B, ...) at ``index`` (B,) int64, on the task's device."""
+        ...
+
+
+class VectorEnv(ABC):
+    """N environments stepped together.
+
+    Every implementation accepts ``(num_envs, device="cpu", split="train", autoreset="same_step",
+    **kwargs)``; environments without held-out data ignore ``split``. Our own are built SAME_STEP.
+    Environment i of ``reset(seed=s)`` is seeded s + i; its start states depend on its own seed and
+    episode count only, never on ``num_envs`` or on the other environments.
+    """
+
+    num_envs: int
+    spec: Spec
+    device: torch.device
+    split: Split = "train"
+    autoreset: Autoreset = "same_step"
+    always_valid: bool = True  # False: Step.valid has to be looked at (NEXT_STEP)
+    task: Task | None = None  # set by one-step tasks
+    episodes: int | None = None  # held-out items: how many episodes one full evaluation plays
+    why_not_capturable: ClassVar[str | None] = None
+
+    @abstractmethod
+    def reset(self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None) -> tuple[Any, dict[str, Tensor]]:
+        """Start new episodes and return (obs tree (N, ...), extras).
+
+        Args:
+            seed: reseed environment i with ``seed + i``, or with ``seed[i]``; None: streams go on.
+            mask: (N,) bool, reset only these (DISABLED mode); None: all.
+        """
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Step:
+        """Apply actions (N, ...) and return what happened."""
+
+    def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
+        """Return the task's metrics over E finished episodes from their last steps' extras, each (E, ...)."""
+        return {}
+
+    def capture(self) -> list[dict[str, Any]] | None:
+        """Return one state per environment (tensors, numbers, strings, bytes; nested), or None if impossible."""
+        return None
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Continue exactly where ``capture`` was called, also in a freshly built instance."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release processes and windows."""
