@@ -1,0 +1,278 @@
+"""What a run writes down: the same rows in ``progress.csv`` and TensorBoard, and the meters that feed them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import struct
+import time
+from array import array
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.tensorflow_stub import errors
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+
+from rlcore.checkpoint import writing
+from rlcore.errors import Diverged, UserError
+
+_EVENTS = "events.out.tfevents."
+_HPARAMS = "_hparams_/"  # the plugin's tags
+
+
+class Logger:
+    """Rows of numbers over environment frames, as ``folder/progress.csv`` and as TensorBoard scalars.
+
+    Columns come in a fixed order (frames, updates, the others by name, ``time/...`` last), so that the
+    files of identical runs are identical but for the time columns. Nothing stays open or buffered
+    between rows: a kill loses at most the row being written.
+
+    Args:
+        folder: the run's folder, made if missing.
+        resume_frames: the frames of the checkpoint the run goes on from; all that was logged after it is
+            cut. None: the run starts, and all that a killed attempt left is cut.
+
+    Raises:
+        UserError: the folder cannot be written (this holds for every method).
+    """
+
+    def __init__(self, folder: Path, resume_frames: int | None = None) -> None:
+        self.folder = folder
+        self._csv = folder / "progress.csv"
+        last = -1 if resume_frames is None else resume_frames
+        with writing(folder, folder / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = [row for row in self._read() if int(row["frames"]) <= last]
+            self._columns = _ordered({"frames"}.union(*rows))
+            self._rewrite(rows)
+            files = sorted(folder.glob(_EVENTS + "[0-9]" * 10))
+            for file in files:
+                _cut_events(file, last)
+            sessions = [int(file.name.removeprefix(_EVENTS)) for file in files]
+            self._events = folder / f"{_EVENTS}{max(sessions, default=0) + 1:010d}"  # TensorBoard reads in name order
+        self._append(self._events, _record(Event(wall_time=time.time(), file_version="brain.Event:2")))
+
+    def write(self, frames: int, row: Mapping[str, float]) -> None:
+        """Add a row at ``frames``; columns may appear at any time (NaN and infinity are kept).
+
+        Raises:
+            UserError: a name is empty, unprintable or "frames", or a value is no number.
+        """
+        text = {name: _number(name, value) for name, value in row.items()}
+        if not row.keys() <= set(self._columns):
+            self._columns = _ordered({*self._columns, *row})
+            with writing(self.folder, self.folder / "checkpoints"):
+                self._rewrite(self._read())  # at most once a column: later rows are appended
+        line = io.StringIO()
+        csv.DictWriter(line, self._columns, restval="", lineterminator="\n").writerow({"frames": frames, **text})
+        self._append(self._csv, line.getvalue().encode())
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in row.items()]
+        self._event(Summary(value=values), frames)
+
+    def text(self, tag: str, text: str, frames: int = 0) -> None:
+        """Show ``text`` (Markdown) in TensorBoard."""
+        from torch.utils.tensorboard.summary import text as summary
+
+        self._event(summary(tag, text), frames)
+
+    def figure(self, tag: str, figure: Any, frames: int) -> None:
+        """Show a matplotlib figure in TensorBoard."""
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        width, height = struct.unpack(">II", png.getvalue()[16:24])
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png.getvalue())
+        self._event(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float], frames: int) -> None:
+        """Give TensorBoard's HPARAMS page the run's options and final metrics, once, at the end of the run.
+
+        Args:
+            config: options by dotted name; what is neither number nor string is shown as text.
+            metrics: final metrics by tag; the tags must not be columns of the rows.
+            frames: environment frames of the run.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        known = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
+        for part in hparams(known, dict(metrics)):
+            summary.MergeFrom(part)
+        self._event(summary, frames)  # one event: a run that is extended cuts it as a whole
+
+    def _event(self, summary: Summary, frames: int) -> None:
+        self._append(self._events, _record(Event(wall_time=time.time(), step=frames, summary=summary)))
+
+    def _append(self, path: Path, data: bytes) -> None:
+        with writing(self.folder, self.folder / "checkpoints"), path.open("ab") as file:
+            file.write(data)
+
+    def _read(self) -> list[dict[str, str]]:
+        """Return the rows of progress.csv; one that a kill left half-written is dropped."""
+        if not self._csv.exists():
+            return []
+        whole, _, _ = self._csv.read_text().rpartition("\n")
+        return list(csv.DictReader(io.StringIO(whole)))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        temporary = self.folder / ".progress.tmp"
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self._csv)
+
+
+def _ordered(columns: Iterable[str]) -> list[str]:
+    first = ("frames", "updates")
+    return sorted(columns, key=lambda c: (first.index(c) if c in first else 2 + c.startswith("time/"), c))
+
+
+def _number(name: str, value: Any) -> str:
+    """Return the shortest text that reads back as exactly this number."""
+    if not (name.isprintable() and name.strip() == name != "frames" and name):
+        raise UserError(f"metric {name!r} cannot be logged; expected a printable name other than 'frames'")
+    if isinstance(value, (str, bytes)):
+        raise UserError(f"metric '{name}' is {value!r}; expected a number")
+    try:
+        return repr(int(value) if isinstance(value, (int, np.integer)) else float(value))
+    except (TypeError, ValueError):
+        raise UserError(f"metric '{name}' is {value!r}; expected a number") from None
+
+
+def _record(event: Event) -> bytes:
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
+
+
+def _cut_events(path: Path, last: int) -> None:
+    """Leave only events of at most ``last`` frames; a record that a kill left half-written goes too."""
+    reader = PyRecordReader_New(str(path))
+    kept: list[Event] = []
+    try:
+        while True:
+            reader.GetNext()
+            kept.append(Event.FromString(reader.record() or b""))
+    except (errors.OutOfRangeError, errors.DataLossError):
+        reader.file_handle.close()
+    kept = [event for event in kept if event.HasField("file_version") or (event.step <= last and not _final(event))]
+    if all(event.HasField("file_version") for event in kept):
+        path.unlink()
+        return
+    temporary = path.parent / ".events.tmp"  # a name that TensorBoard does not read
+    temporary.write_bytes(b"".join(map(_record, kept)))
+    os.replace(temporary, path)
+
+
+def _final(event: Event) -> bool:
+    return any(value.tag.startswith(_HPARAMS) for value in event.summary.value)
+
+
+class Meter:
+    """Means of metrics over an interval, gathered without ever waiting for the device.
+
+    Tensors are 0-dim, detached and not written to afterwards. The means do not depend on when the
+    interval's tensors were stacked, saved or loaded: they are the correctly rounded float64 means.
+    """
+
+    _COMPACT = 1000  # entries held as separate tensors, at most
+
+    def __init__(self) -> None:
+        self._metrics = _Series("update")
+        self._inputs = _Series("frame")
+
+    def add(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Add the metrics of update number ``step``; the dict is kept."""
+        rows = self._metrics.rows
+        rows.append((step, metrics))
+        if len(rows) >= self._COMPACT:
+            self._metrics.compact()
+
+    def watch(self, step: int, name: str, tensor: Tensor) -> None:
+        """Add a scalar seen at frame ``step`` that only has to be finite, such as ``obs.sum()``."""
+        rows = self._inputs.rows
+        rows.append((step, {name: tensor}))
+        if len(rows) >= self._COMPACT:
+            self._inputs.compact()
+
+    def flush(self) -> dict[str, float]:
+        """Return the mean of each metric since the last flush and start anew.
+
+        Raises:
+            Diverged: something was NaN or infinite; names it and the first step at which it was.
+        """
+        self._inputs.checked()  # first: what came in explains what came out
+        values = self._metrics.checked()
+        self._metrics, self._inputs = _Series("update"), _Series("frame")
+        return {name: math.fsum(column.tolist()) / len(column) for name, column in values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the interval so far.
+
+        Raises:
+            Diverged: as `flush`, so that no checkpoint is taken of a run that has diverged.
+        """
+        return {"inputs": self._inputs.state_dict(), "metrics": self._metrics.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a half-filled interval."""
+        self._inputs.load_state_dict(state["inputs"])
+        self._metrics.load_state_dict(state["metrics"])
+
+
+class _Series:
+    """Scalars by name and step, in order of time."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.rows: list[tuple[int, dict[str, Tensor]]] = []
+        self.steps: dict[str, array[int]] = {}
+        self.chunks: dict[str, list[Tensor]] = {}  # each (entries,)
+
+    def compact(self) -> None:
+        """Stack the separate tensors into one for each name."""
+        for name in dict.fromkeys(chain.from_iterable(scalars for _, scalars in self.rows)):
+            having = [(step, scalars[name]) for step, scalars in self.rows if name in scalars]
+            chunk = torch.stack([tensor for _, tensor in having])
+            if chunk.requires_grad:
+                raise ValueError(f"metric '{name}' carries a graph; expected a detached tensor")
+            self.steps.setdefault(name, array("q")).extend([step for step, _ in having])
+            self.chunks.setdefault(name, []).append(chunk)
+        self.rows.clear()
+
+    def checked(self) -> dict[str, np.ndarray]:
+        """Return the values by name, (entries,) float64; raise Diverged at the first that is not finite."""
+        self.compact()
+        values = {name: torch.cat([chunk.cpu().double() for chunk in chunks]) for name, chunks in self.chunks.items()}
+        columns = {name: column.numpy() for name, column in values.items()}
+        bad = [
+            (self.steps[name][i], name, column[i])
+            for name, column in columns.items()
+            for i in np.flatnonzero(~np.isfinite(column))[:1]
+        ]
+        if bad:
+            step, name, value = min(bad, key=lambda entry: entry[0])
+            raise Diverged(f"'{name}' became {'NaN' if math.isnan(value) else 'infinite'} at {self.unit} {step}")
+        return columns
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        columns = self.checked()
+        return {
+            name: {"steps": torch.tensor(self.steps[name], dtype=torch.int64), "values": torch.from_numpy(column)}
+            for name, column in columns.items()
+        }
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.rows.clear()
+        self.steps = {name: array("q", entry["steps"].tolist()) for name, entry in state.items()}
+        self.chunks = {name: [entry["values"]] for name, entry in state.items()}
