@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rlcore.targets import hard_update, polyak_update
+
+
+def network(norm, seed):
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4) if norm else nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for x in (*net.parameters(), *net.buffers()):
+            x.copy_(torch.randn(x.shape, generator=generator) * 10)
+    return net
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["with buffers", "without"])
+@pytest.mark.parametrize("tau", [0.0, 0.005, 0.5, 1.0, None], ids=str)
+def test_updates_equal_the_slow_reference(norm, tau):
+    target, online = network(norm, 0), network(norm, 1)
+    parameters = {name for name, _ in online.named_parameters()}
+    expected = {}
+    for name, theta in online.state_dict().items():
+        share = tau if tau is not None and name in parameters else 1.0  # buffers are copied
+        expected[name] = (1 - share) * target.state_dict()[name] + share * theta
+    before = {name: x.clone() for name, x in online.state_dict().items()}
+    own = list(target.parameters())
+    if tau is None:
+        hard_update(target, online)
+    else:
+        polyak_update(target, online, tau)
+    for name, x in target.state_dict().items():
+        torch.testing.assert_close(x, expected[name].to(x.dtype), rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(x, before[name]) for name, x in online.state_dict().items())
+    assert all(x is y and x.grad_fn is None for x, y in zip(own, target.parameters(), strict=True))  # in place
+    assert not {x.data_ptr() for x in target.state_dict().values()} & {x.data_ptr() for x in online.parameters()}
+
+
+def test_a_hard_update_and_tau_one_are_exact():
+    for update in (hard_update, lambda target, online: polyak_update(target, online, 1.0)):
+        target, online = network(True, 0), network(True, 1)
+        update(target, online)
+        assert all(torch.equal(x, online.state_dict()[name]) for name, x in target.state_dict().items())
