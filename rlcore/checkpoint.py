@@ -191,8 +191,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     storages: set[int] = set()
     for name, given in tensors.items():
         tensor = given.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:  # a view: the format has none
+        if tensor.untyped_storage().data_ptr() in storages:  # the format has no shared storage
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         ready[name] = tensor
