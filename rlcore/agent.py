@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rlcore.clock import Clock
+from rlcore.config import AgentConfig
+from rlcore.errors import UserError
 from rlcore.types import Act, Batch, Loss, Rollout, Spec
 
 Phase = tuple[str, Callable[[Batch], Loss]]
@@ -21,12 +24,13 @@ class Agent(nn.Module, ABC):
     tensors, nothing outside is read, nothing is synchronised. An agent never touches an environment,
     a logger, a file or a process group.
 
-    Subclasses name their options in ``Config`` (a dataclass, validated before construction) and the
-    kind of source they learn from in ``source``.
+    Subclasses name their options in ``Config``, validated before construction, which also says what
+    kind of source they learn from.
     """
 
-    Config: ClassVar[type]
-    source: ClassVar[str]  # the default kind of source: "replay", "rollout" or "dataset"
+    Config: ClassVar[type[AgentConfig]]
+    gamma: float = 0.99  # discount per step, for the source that assembles n-step returns
+    n_step: int = 1
 
     def __init__(self, config: Any, spec: Spec) -> None:
         super().__init__()
@@ -81,9 +85,9 @@ class Agent(nn.Module, ABC):
         """
         return [("main", self.loss)]
 
-    def after_update(self, updates: int) -> None:
-        """Move target networks. ``updates`` counts this one."""
+    def after_update(self, clock: Clock) -> None:  # noqa: B027 - most agents need none
+        """Move target networks. ``clock.crossed(period)`` tells whether a period in frames went by."""
 
     def prepare(self, rollout: Rollout) -> Any:
         """Turn a rollout into items (T*N, ...) to draw minibatches from: attach advantages and targets."""
-        raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts")
+        raise UserError(f"agent {type(self).__name__} does not learn from rollouts; expected source.name: replay")

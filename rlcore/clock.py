@@ -1,4 +1,7 @@
-"""What time it is in a run: environment frames, updates and iterations, and when periods fire."""
+"""What time it is in a run: environment frames, updates and iterations, and when periods fire.
+
+A period of k frames fires when the counter crosses a multiple of k, however far it jumps.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ class Clock:
     frames: int = 0
     updates: int = 0
     iterations: int = 0
+    updated: int = 0  # frames at the last update
+    iterated: int = 0  # frames at the end of the last iteration
 
     @property
     def progress(self) -> float:
@@ -29,32 +34,22 @@ class Clock:
         """Whether the budget is spent."""
         return self.frames >= self.budget
 
+    def crossed(self, period: int) -> bool:
+        """Whether a multiple of ``period`` frames went by since the last update. For agents."""
+        return self.frames // period > self.updated // period
+
+    def due(self, period: int) -> bool:
+        """Whether a multiple of ``period`` frames went by in this iteration; 0: never. For callbacks."""
+        return period > 0 and self.frames // period > self.iterated // period
+
     def state_dict(self) -> dict[str, int]:
         """Return the counters (the budget belongs to the configuration)."""
-        return {"frames": self.frames, "updates": self.updates, "iterations": self.iterations}
+        return {name: getattr(self, name) for name in _COUNTERS}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Set the counters."""
-        self.frames, self.updates, self.iterations = state["frames"], state["updates"], state["iterations"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
 
 
-class Every:
-    """A period in frames or updates. Fires when the counter crosses a multiple, however far it jumps.
-
-    >>> every = Every(100)
-    >>> [every.crossed(count) for count in (64, 128, 192, 256)]
-    [False, True, False, True]
-    """
-
-    def __init__(self, period: int, count: int = 0) -> None:
-        self.period = period  # 0: never
-        self.last = count // period if period else 0
-
-    def crossed(self, count: int) -> bool:
-        """Whether a multiple of the period lies in (count at the last call, count]."""
-        if not self.period:
-            return False
-        now = count // self.period
-        fired = now > self.last
-        self.last = now
-        return fired
+_COUNTERS = ("frames", "updates", "iterations", "updated", "iterated")

@@ -1,4 +1,7 @@
-"""Trees of tensors: a tensor, or dicts and tuples of trees. Observations and recurrent states are trees."""
+"""Trees of tensors: a tensor, or dicts and (named) tuples of trees; None is an absent branch.
+
+Observations, recurrent states and batches are trees.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ def tmap(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     if isinstance(tree, dict):
         return {k: tmap(fn, v, *(r[k] for r in rest)) for k, v in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(tmap(fn, *vs) for vs in zip(tree, *rest, strict=True))
-    return fn(tree, *rest)
+        mapped = [tmap(fn, *branches) for branches in zip(tree, *rest, strict=True)]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
+    return None if tree is None else fn(tree, *rest)
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -25,5 +29,5 @@ def leaves(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, tuple):
         for value in tree:
             yield from leaves(value)
-    else:
+    elif tree is not None:
         yield tree

@@ -89,7 +89,7 @@ class Loss(NamedTuple):
     """A loss that adds up over its items, so that accumulation, masks and uneven ranks stay exact."""
 
     total: Tensor  # SUM over items; () or (K,) for K seeds trained together
-    count: Tensor | int  # items summed
+    count: Tensor | int  # items summed  # pyright: ignore[reportIncompatibleMethodOverride]
     metrics: dict[str, Tensor] = {}  # 0-dim tensors; read only when logged
     priority: Tensor | None = None  # (B,): |TD error| for prioritised replay
     stop: Tensor | bool = False  # True: abandon the rest of this iteration's batches (PPO's target KL)

@@ -42,10 +42,11 @@ class VectorEnv(ABC):
     device: torch.device
     split: Split = "train"
     autoreset: Autoreset = "same_step"
+    batched: ClassVar[bool] = True  # False: stepped one by one, so that more of them cost more
     always_valid: bool = True  # False: Step.valid has to be looked at (NEXT_STEP)
-    task: Task | None = None  # set by one-step tasks
+    task: Any = None  # the `Task` of a one-step environment
     episodes: int | None = None  # held-out items: how many episodes one full evaluation plays
-    why_not_capturable: ClassVar[str | None] = None
+    why_not_capturable: str | None = None
 
     @abstractmethod
     def reset(self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None) -> tuple[Any, dict[str, Tensor]]:

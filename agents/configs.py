@@ -1,0 +1,40 @@
+"""Options of the shipped agents. Imports no torch: ``--help`` lists them from here."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from rlcore.config import AgentConfig, NetworkConfig
+from rlcore.schedules import Annealed, Schedule
+
+
+class DQNConfig(AgentConfig):
+    """DQN with Double and Dueling as options."""
+
+    learns_from: ClassVar[str] = "replay"
+
+    name: Literal["dqn"] = Field(default="dqn", description="deep Q-network")
+    network: NetworkConfig = NetworkConfig()
+    gamma: float = Field(default=0.99, ge=0, le=1, description="discount per step")
+    n_step: int = Field(default=1, ge=1, description="steps of reward before the bootstrap")
+    double: bool = Field(default=False, description="the online network chooses the next action, the target rates it")
+    dueling: bool = Field(default=False, description="separate heads for the state's value and the actions' advantages")
+    epsilon: Annealed = Field(
+        default=Schedule(kind="linear", start=1.0, end=0.05, fraction=0.2),
+        description="probability of a random action, per environment",
+    )
+    target: Literal["hard", "polyak", "none"] = Field(default="hard", description="how the target network follows")
+    target_every: int = Field(default=500, ge=1, description="frames between copies of the hard target")
+    tau: float = Field(default=0.005, gt=0, le=1, description="fraction the polyak target moves per update")
+    loss: Literal["huber", "mse"] = Field(default="huber", description="penalty on the TD error")
+
+
+class SupervisedConfig(AgentConfig):
+    """A network trained on the exact gradient of a task's reward."""
+
+    learns_from: ClassVar[str] = "dataset"
+
+    name: Literal["supervised"] = Field(default="supervised", description="prediction by gradient of the reward")
+    network: NetworkConfig = NetworkConfig()

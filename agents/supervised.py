@@ -1,0 +1,54 @@
+"""Supervised learning as a degenerate reinforcement-learning task.
+
+An episode has one step: observation x, action = the prediction, reward = -criterion(prediction, target).
+The reward is a known differentiable function, so the loss is its exact gradient: loss = -sum of rewards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from agents.configs import SupervisedConfig
+from agents.networks import build_network
+from rlcore.agent import Agent
+from rlcore.errors import UserError
+from rlcore.types import Act, Batch, Example, Loss, Spec
+
+
+class Supervised(Agent):
+    """A network whose output is the action."""
+
+    Config = SupervisedConfig
+
+    def __init__(self, config: SupervisedConfig, spec: Spec) -> None:
+        super().__init__(config, spec)
+        if spec.reward is None or not isinstance(spec.action_space, spaces.Box):
+            raise UserError(
+                f"agent 'supervised' cannot serve action space {spec.action_space} "
+                f"{'' if spec.reward else 'of an environment without labelled examples'}; expected a task with a Box"
+            )
+        self.reward = spec.reward
+        self.shape = spec.action_space.shape
+        features = build_network(config.network, spec.obs_space)
+        self.network = nn.Sequential(features, nn.Linear(features.out_features, int(np.prod(self.shape))))
+
+    def act(
+        self,
+        obs: Any,
+        state: Any,
+        knobs: dict[str, Tensor],
+        noise: dict[str, Tensor],
+        mask: Tensor | None = None,
+        explore: bool = True,
+    ) -> Act:
+        return Act(self.network(obs).view(-1, *self.shape), state)  # (N, ...)
+
+    def loss(self, batch: Batch) -> Loss:
+        example: Example = batch.data
+        prediction = self.network(example.obs).view(-1, *self.shape)
+        reward = self.reward(prediction, example.target)  # (B,)
+        return Loss(-reward.sum(), len(reward))

@@ -1,0 +1,137 @@
+"""Acting in a vector environment: what every source that acts, and evaluation, have in common."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlcore.agent import Agent
+from rlcore.errors import UserError
+from rlcore.seeding import derive, generator
+from rlcore.tree import tmap
+from rlcore.types import Act, Step
+from rlcore.vector import VectorEnv
+
+
+class Acted(NamedTuple):
+    """One act and its step: everything a source may want to store."""
+
+    obs: Any  # tree (N, ...): what the action was chosen on
+    state: Any  # tree (N, ...): recurrent state before the act
+    extras: dict[str, Tensor]  # Step.extras that belong to obs: action_mask
+    act: Act
+    step: Step
+
+
+def random_actions(space: Any, n: int, rng: torch.Generator, mask: Tensor | None = None) -> Tensor:
+    """Draw n uniform actions (allowed ones, under a mask (n, actions)).
+
+    Raises:
+        UserError: the space is neither Discrete, MultiDiscrete, MultiBinary nor a bounded Box.
+    """
+    device = rng.device
+    if isinstance(space, spaces.Discrete):
+        if mask is None:
+            return torch.randint(int(space.n), (n,), generator=rng, device=device)
+        scores = torch.rand(mask.shape, generator=rng, device=device)
+        return scores.masked_fill_(~mask.bool(), -1.0).argmax(-1)
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        low, high = (torch.as_tensor(edge, dtype=torch.float32, device=device) for edge in (space.low, space.high))
+        return low + (high - low) * torch.rand(n, *space.shape, generator=rng, device=device)
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes = torch.as_tensor(space.nvec, device=device)
+        return (torch.rand(n, *space.shape, generator=rng, device=device) * sizes).long()
+    if isinstance(space, spaces.MultiBinary):
+        return torch.randint(2, (n, *space.shape), generator=rng, device=device)
+    raise UserError(f"random actions cannot be drawn from {space}; expected a Discrete, Multi... or bounded Box space")
+
+
+class EpisodeMeter:
+    """Returns and lengths of real episodes, summed without a host synchronisation."""
+
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        self.running = torch.zeros(2, num_envs, dtype=torch.float64, device=device)  # return, length so far
+        self.finished = torch.zeros(3, dtype=torch.float64, device=device)  # sums of returns, lengths, episodes
+
+    def add(self, step: Step) -> None:
+        """Count one step of every environment; fake rows do not count."""
+        self.running += torch.stack((step.reward * step.valid, step.valid))
+        done = (step.terminated | step.truncated) & step.valid
+        self.finished[:2] += (self.running * done).sum(1)
+        self.finished[2] += done.sum()
+        self.running *= ~done
+
+    def flush(self) -> dict[str, float]:
+        """Return the mean return and length of the episodes finished since the last flush, if any."""
+        total, length, episodes = self.finished.tolist()
+        self.finished.zero_()
+        return {"episode_return": total / episodes, "episode_length": length / episodes} if episodes else {}
+
+
+class Actor:
+    """Acts in an environment. Owns the last observation, the recurrent state, a generator and the episode meter."""
+
+    def __init__(self, env: VectorEnv, seed: int) -> None:
+        self.env = env
+        self.seed = seed
+        self.rng = generator(seed, "act", env.device)
+        self.episodes = EpisodeMeter(env.num_envs, env.device)
+        self.obs, self.extras = env.reset(derive(seed, "env") % 2**31)
+        self.state: Any = None  # built by the first act, which knows the agent
+
+    def step(self, agent: Agent, knobs: dict[str, Tensor], random: bool = False) -> Acted:
+        """Act once in every environment; ``random``: uniformly, whatever the agent would do."""
+        n = self.env.num_envs
+        if self.state is None:
+            self.state = agent.initial_state(n)
+        mask = self.extras.get("action_mask")
+        noise = agent.noise("act", n, self.rng)
+        with torch.inference_mode():
+            act = agent.act(self.obs, self.state, knobs, noise, mask)
+        if random:
+            act = act._replace(action=random_actions(self.env.spec.action_space, n, self.rng, mask))
+        step = self.env.step(act.action)
+        self.episodes.add(step)
+        acted = Acted(self.obs, self.state, self.extras, act, step)
+        self.obs, self.extras = step.obs, step.extras
+        if not is_empty(act.state):
+            fresh = step.terminated | step.truncated | ~step.valid
+            self.state = tmap(lambda s, zero: torch.where(_like(fresh, s), zero, s), act.state, agent.initial_state(n))
+        return acted
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that acting depends on, the environments' state included where it can be captured."""
+        return {
+            "obs": self.obs,
+            "extras": self.extras,
+            "state": self.state,
+            "rng": self.rng.get_state(),
+            "running": self.episodes.running,
+            "finished": self.episodes.finished,
+            "env": self.env.capture(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was called; without an environment state, start new episodes."""
+        self.rng.set_state(state["rng"].cpu())
+        self.episodes.finished.copy_(state["finished"])
+        if state["env"] is None:
+            self.obs, self.extras = self.env.reset(int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device)))
+            return
+        self.env.restore(state["env"])
+        device = self.env.device
+        self.obs, self.extras = tmap(lambda x: x.to(device), (state["obs"], state["extras"]))
+        self.state = None if state["state"] is None else tmap(lambda x: x.to(device), state["state"])
+        self.episodes.running.copy_(state["running"])
+
+
+def _like(flags: Tensor, x: Tensor) -> Tensor:
+    return flags.view(-1, *[1] * (x.dim() - 1))
+
+
+def is_empty(state: Any) -> bool:
+    """Whether a recurrent state is (), that of an agent without one."""
+    return isinstance(state, tuple) and not state

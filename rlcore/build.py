@@ -1,0 +1,93 @@
+"""From settings to parts: environments, agent, source, optimiser, clock. Everything here can be built by hand too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlcore import registry
+from rlcore.agent import Agent
+from rlcore.clock import Clock
+from rlcore.config import Config, DatasetConfig, EnvConfig, ReplayConfig, RolloutConfig
+from rlcore.errors import UserError
+from rlcore.make import make_env
+from rlcore.optim import Optim
+from rlcore.seeding import derive
+from rlcore.sources import Dataset, Replay, Rollout, Source
+from rlcore.trainer import Trainer
+from rlcore.types import Spec
+from rlcore.vector import Split, VectorEnv
+
+
+def device(name: str) -> torch.device:
+    """Return the torch device.
+
+    Raises:
+        UserError: this machine or this build of torch does not have it.
+    """
+    found = torch.device(name)
+    if found.type == "cuda" and not torch.cuda.is_available() or found.type == "mps" and not torch.mps.is_available():
+        raise UserError(f"device: got '{name}', expected cpu: torch sees no such device here")
+    return found
+
+
+def env(config: EnvConfig, on: str = "cpu", split: Split = "train", num_envs: int | None = None, **more: Any) -> VectorEnv:
+    """Build a vector environment; ``num_envs`` overrides the configured number."""
+    return make_env(
+        config.id,
+        num_envs or config.num_envs,
+        backend=config.backend,
+        kwargs=config.kwargs,
+        wrappers=config.wrappers,
+        device=on,
+        split=split,
+        **more,
+    )
+
+
+def evaluation_env(config: Config[Any], split: Split, episodes: int, **more: Any) -> VectorEnv:
+    """Build an environment of one's own for evaluation, wide enough to be quick."""
+    probe = env(config.env, config.device, split, 1, **more)
+    # What is stepped as one batch plays all episodes at once; what is stepped one by one, a few at a time.
+    wanted = min(probe.episodes or episodes, 1024) if probe.batched else min(episodes, 8)
+    if wanted == 1:
+        return probe
+    probe.close()
+    return env(config.env, config.device, split, wanted, **more)
+
+
+def agent(config: Config[Any], spec: Spec) -> Agent:
+    """Build the agent on its device, its weights drawn from the run's own stream."""
+    cls = registry.find("agents", config.agent.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "weights"))
+        built: Agent = cls(config.agent, spec)
+    return built.to(device(config.device))
+
+
+def source(config: Config[Any], train_env: VectorEnv) -> Source:
+    """Build the source of batches."""
+    kind = config.source
+    if isinstance(kind, ReplayConfig):
+        return Replay(train_env, kind, config.seed, config.checkpoint.buffer)
+    if isinstance(kind, RolloutConfig):
+        return Rollout(train_env, kind, config.seed)
+    assert isinstance(kind, DatasetConfig)
+    return Dataset(train_env, kind, config.seed)
+
+
+def trainer(config: Config[Any]) -> Trainer:
+    """Build everything but the callbacks."""
+    torch.set_num_threads(config.threads)
+    device(config.device)
+    train_env = env(config.env, config.device)
+    built = agent(config, train_env.spec)
+    budget = config.budget
+    return Trainer(
+        built,
+        source(config, train_env),
+        Optim(built, config.optim),
+        Clock(budget.frames, budget.horizon or budget.frames),
+        seed=derive(config.seed, "torch"),
+    )

@@ -1,0 +1,159 @@
+"""What happens between iterations, in this order: log, evaluate, stop, write, checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rlcore import checkpoint
+from rlcore.config import CheckpointConfig, EvalConfig, StopConfig
+from rlcore.evaluation import evaluate
+from rlcore.logger import Logger
+from rlcore.progress import Progress
+from rlcore.trainer import Trainer
+from rlcore.vector import VectorEnv
+
+
+class Log:
+    """Every so many frames, put the means since the last time into the trainer's row."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.last = (0.0, 0, 0)  # train seconds, frames, updates
+
+    def maybe(self, trainer: Trainer) -> None:
+        """Log when due."""
+        if trainer.clock.due(self.every):
+            self.log(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """Log what came since the last time."""
+        if not trainer.interrupted and trainer.clock.frames > self.last[1]:
+            self.log(trainer)
+
+    def log(self, trainer: Trainer) -> None:
+        """Read the meters: the one place where training waits for its numbers."""
+        clock = trainer.clock
+        values = trainer.source.statistics() | trainer.meter.flush()
+        values |= {name: schedule(clock.progress) for name, schedule in trainer.agent.schedules().items()}
+        groups = list(trainer.optim.groups)
+        for group in groups:
+            values["learning_rate" + (f"/{group}" if len(groups) > 1 else "")] = trainer.optim.lr(group, clock)
+        trainer.row |= {f"train/{name}": value for name, value in values.items()}
+        seconds, frames, updates = self.last
+        self.last = (trainer.train_seconds, clock.frames, clock.updates)
+        elapsed = max(self.last[0] - seconds, 1e-9)
+        trainer.row["time/train_seconds"] = trainer.train_seconds
+        trainer.row["time/frames_per_second"] = (clock.frames - frames) / elapsed
+        trainer.row["time/updates_per_second"] = (clock.updates - updates) / elapsed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the start of the current interval."""
+        return {"last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the interval."""
+        self.last = tuple(state["last"])
+
+
+class Evaluate:
+    """Every so many frames, play seeded episodes in an own environment; keep the best agent."""
+
+    def __init__(self, env: VectorEnv, config: EvalConfig, checkpoints: Path | None = None) -> None:
+        self.env, self.config, self.checkpoints = env, config, checkpoints
+        self.best = -math.inf
+
+    def maybe(self, trainer: Trainer) -> None:
+        """Evaluate when due."""
+        if not trainer.clock.due(self.config.every):
+            return
+        config = self.config
+        result = evaluate(
+            trainer.agent, self.env, self.env.episodes or config.episodes, config.seed, config.max_steps
+        )
+        names = {"mean": "return_mean", "iqm": "return_iqm", "ci_low": "return_ci_low", "ci_high": "return_ci_high"}
+        unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
+        for name, value in result.items():
+            if name not in unlogged:
+                trainer.row[f"eval/{names.get(name, name)}"] = value
+        # The later of equals has learnt more.
+        if self.checkpoints and result["mean"] >= self.best:
+            self.best = result["mean"]
+            state = {"best": self.best, "clock": trainer.clock.state_dict()}
+            checkpoint.save(self.checkpoints, trainer.clock.frames, trainer.agent.state_dict(), state, name="best")
+
+    def end(self, trainer: Trainer) -> None:
+        """Do nothing: the run's own final evaluation follows."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the best score."""
+        self.best = state["best"]
+
+
+class Stop:
+    """End the run when a logged number reaches a threshold."""
+
+    def __init__(self, config: StopConfig) -> None:
+        self.config = config
+
+    def maybe(self, trainer: Trainer) -> None:
+        """Look at the row, where the number is fresh or absent."""
+        value = trainer.row.get(self.config.metric)
+        if value is None:
+            return
+        sign = 1 if self.config.mode == "max" else -1
+        if sign * value >= sign * self.config.threshold:
+            trainer.stopping = f"{self.config.metric} reached {value:.6g}"
+
+    def end(self, trainer: Trainer) -> None:
+        """Do nothing."""
+
+
+class Write:
+    """Hand the row to the logger and the progress bar."""
+
+    def __init__(self, logger: Logger, progress: Progress) -> None:
+        self.logger, self.progress = logger, progress
+
+    def maybe(self, trainer: Trainer) -> None:
+        """Write what the callbacks before this one put down."""
+        row, clock = trainer.row, trainer.clock
+        if row:
+            self.logger.write(clock.frames, {"updates": clock.updates, **row})
+            trainer.row = {}
+        self.progress.update(clock.frames, row)
+
+    def end(self, trainer: Trainer) -> None:
+        """Write the last row."""
+        self.maybe(trainer)
+
+
+class Checkpoint:
+    """Every so many frames, and at the end, save everything; comes last, when all else is done."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder, self.config = folder, config
+        self.last: int | None = None  # frames of the newest checkpoint
+
+    def maybe(self, trainer: Trainer) -> None:
+        """Save when due."""
+        if trainer.clock.due(self.config.every):
+            self.save(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """Save whatever ended the run."""
+        if self.last != trainer.clock.frames or not trainer.interrupted:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save, after a look that nothing in it is NaN; drop old checkpoints."""
+        trainer.meter.check()
+        trainer.source.meter.check()
+        checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), trainer.state_dict())
+        checkpoint.prune(self.folder, self.config.keep)
+        self.last = trainer.clock.frames

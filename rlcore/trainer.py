@@ -1,0 +1,111 @@
+"""The loop. Where batches come from is the source's affair, what they teach the agent's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from rlcore.agent import Agent
+from rlcore.clock import Clock
+from rlcore.logger import Meter
+from rlcore.optim import Optim
+from rlcore.sources import Source
+from rlcore.types import Batch, Loss
+
+
+class Callback(Protocol):
+    """Work between iterations: evaluate, log, checkpoint, stop early."""
+
+    def maybe(self, trainer: Trainer) -> None:
+        """Look at the clock after an iteration, and act if it is time."""
+        ...
+
+    def end(self, trainer: Trainer) -> None:
+        """Act once more when the run ends; when it was interrupted, do only what a resume needs."""
+        ...
+
+
+class Trainer:
+    """Trains any agent on any source. There is no other loop, and no subclass.
+
+    Args:
+        agent: on its device already.
+        source: yields batches; owns environment, buffer and generators.
+        optim: turns losses into weight changes.
+        clock: counters and budget.
+        callbacks: run in order between iterations; put the one that checkpoints last.
+        seed: of torch's global random stream (dropout), which the trainer owns and checkpoints.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        source: Source,
+        optim: Optim,
+        clock: Clock,
+        callbacks: Sequence[Callback] = (),
+        seed: int = 0,
+    ) -> None:
+        self.agent, self.source, self.optim, self.clock = agent, source, optim, clock
+        self.callbacks = list(callbacks)
+        self.meter = Meter()
+        self.row: dict[str, float] = {}  # what callbacks have to log at this moment
+        self.stopping: str | None = None  # why the run ends before its budget is spent
+        self.interrupted = False  # by Ctrl-C: end this iteration, keep everything for a resume
+        self.train_seconds = 0.0  # without evaluation, logging and checkpoints
+        torch.manual_seed(seed)
+
+    def fit(self) -> None:
+        """Train until the budget is spent, a callback stops the run, or it is interrupted.
+
+        Raises:
+            Diverged: a loss, an observation or a reward is no longer finite.
+        """
+        self.agent.train()
+        while not (self.clock.done or self.stopping or self.interrupted):
+            start = time.perf_counter()
+            self.clock.iterated = self.clock.frames
+            for batch in self.source.collect(self.agent, self.clock):
+                self.source.feedback(batch, self.update(batch))
+            self.clock.iterations += 1
+            self.train_seconds += time.perf_counter() - start
+            for callback in self.callbacks:
+                callback.maybe(self)
+        for callback in self.callbacks:
+            callback.end(self)
+
+    def update(self, batch: Batch) -> Loss:
+        """Learn from one batch."""
+        out = self.optim.update(self.agent, batch, self.clock)
+        self.clock.updates += 1
+        self.agent.after_update(self.clock)
+        self.clock.updated = self.clock.frames
+        self.meter.add(self.clock.updates, out.metrics)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a continuation needs beside the agent's own state_dict."""
+        return {
+            "optim": self.optim.state_dict(),
+            "source": self.source.state_dict(),
+            "clock": self.clock.state_dict(),
+            "meter": self.meter.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "train_seconds": self.train_seconds,
+            "callbacks": [getattr(callback, "state_dict", dict)() for callback in self.callbacks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where ``state_dict`` was called."""
+        self.optim.load_state_dict(state["optim"])
+        self.source.load_state_dict(state["source"])
+        self.clock.load_state_dict(state["clock"])
+        self.meter.load_state_dict(state["meter"])
+        torch.set_rng_state(state["torch_rng"].cpu())
+        self.train_seconds = state["train_seconds"]
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            if saved:
+                callback.load_state_dict(saved)  # type: ignore[attr-defined]

@@ -1,0 +1,126 @@
+"""Settings: recipes, overrides, and one clear sentence for each kind of mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlcore import config as configs
+from rlcore.errors import UserError
+from rlcore.schedules import Schedule
+
+RECIPES = sorted(path.stem for path in configs.recipes().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_its_dump_says_the_same(name: str) -> None:
+    config = configs.validate(configs.read(name))
+    assert config.recipe == name
+    assert configs.validate(yaml.safe_load(configs.dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"optim": {"lrr": 1}}, "optim.lrr is not a setting; did you mean 'lr'?"),
+        ({"optm": {}}, "optm is not a setting; did you mean 'optim'?"),
+        ({"agent": {"gama": 1}}, "agent.gama is not a setting; did you mean 'gamma'?"),
+        ({"source": {"name": "replay", "capcity": 3}}, "source.capcity is not a setting; did you mean 'capacity'?"),
+        ({"source": {"name": "replai"}}, "source.name: got 'replai', expected replay, rollout, dataset; did you mean"),
+        ({"agent": {"name": "dqm"}}, "agent 'dqm' is unknown; did you mean 'dqn'?"),
+        ({"agent": 3}, "agent: 3 is not a mapping"),
+        ({"seed": "x"}, "seed: got 'x', expected a valid integer"),
+        ({"seed": -1}, "seed: got -1, expected greater than or equal to 0"),
+        ({"env": {"num_envs": 0}}, "env.num_envs: got 0, expected greater than or equal to 1"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr: got nan, expected a finite number"),
+        ({"optim": {"lr": 0}}, "optim.lr: got 0, expected greater than 0"),
+        ({"optim": {"name": "adm"}}, "optim.name: got 'adm', expected 'sgd', 'adam'"),
+        ({"optim": 3}, "optim: got 3, expected a valid dictionary"),
+        ({"device": "gpu"}, "device: got 'gpu', expected cpu, cuda, cuda:N or mps"),
+        ({"agent": {"epsilon": {"kind": "exponential", "end": 0}}}, "an exponential schedule needs start and end above 0"),
+        ({"agent": {"epsilon": "often"}}, "agent.epsilon.start: got 'often', expected a valid number"),
+    ],
+)
+def test_bad_settings_get_one_sentence(raw: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        configs.validate(raw)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'cartpole_dqn'"):
+        configs.read("cartpol_dqn")
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Any) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("optim:\n  lr: [1\nseed: 2\n")
+    with pytest.raises(UserError, match=r"broken\.yaml line 3: expected YAML"):
+        configs.read(path)
+    path.write_text("- 1\n")
+    with pytest.raises(UserError, match="expected a mapping of settings, got list"):
+        configs.read(path)
+
+
+def test_overrides_reach_any_depth_and_leave_the_rest() -> None:
+    raw = configs.read("cartpole_dqn")
+    changed = configs.override(raw, {"optim.lr": 0.5, "env.kwargs.gravity": 3.0, "agent.epsilon.end": 0.2, "seed": 4})
+    config = configs.validate(changed)
+    assert (config.optim.lr, config.env.kwargs, config.agent.epsilon.end, config.seed) == (0.5, {"gravity": 3.0}, 0.2, 4)
+    same = configs.validate(configs.override(changed, {k: raw[k] for k in ("optim", "env", "agent")} | {"seed": 0}))
+    assert same.agent.epsilon.end == raw["agent"]["epsilon"]["end"]
+
+
+def test_an_override_may_be_a_mapping_or_replace_a_schedule_by_a_number() -> None:
+    config = configs.validate(configs.override(configs.read("cartpole_dqn"), {"optim": {"lr": 0.5}, "agent.epsilon": 0.1}))
+    assert config.optim.lr == 0.5
+    assert config.optim.clip == configs.validate(configs.read("cartpole_dqn")).optim.clip
+    assert config.agent.epsilon(0.0) == config.agent.epsilon(1.0) == 0.1
+
+
+def test_another_agent_by_name_starts_from_its_own_defaults() -> None:
+    raw = configs.override(configs.read("cartpole_dqn"), {"agent.name": "supervised", "source.name": "dataset"})
+    config = configs.validate(raw)
+    assert config.agent.name == "supervised"
+    assert config.source.name == "dataset"
+
+
+def test_numbers_in_scientific_notation_are_numbers() -> None:
+    assert configs.parse_yaml("1e-3", "x") == 0.001
+    assert configs.parse_yaml("[1e5, -2E+3, 1e, e3]", "x") == [1e5, -2e3, "1e", "e3"]
+
+
+def test_schedules_by_hand() -> None:
+    linear = Schedule(kind="linear", start=1.0, end=0.0, fraction=0.5, warmup=0.1)
+    assert [linear(p) for p in (0.0, 0.05, 0.1, 0.3, 0.5, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0, 0.0])
+    cosine = Schedule(kind="cosine", start=2.0, end=1.0)
+    assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 1.5, 1.0])
+    exponential = Schedule(kind="exponential", start=1.0, end=0.01)
+    assert [exponential(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.1, 0.01])
+
+
+@given(
+    kind=st.sampled_from(["constant", "linear", "cosine", "exponential"]),
+    start=st.floats(0.01, 10),
+    end=st.floats(0.01, 10),
+    fraction=st.floats(0.1, 1),
+    progress=st.floats(0, 1),
+)
+def test_schedules_stay_between_their_ends_and_hold_the_last(
+    kind: Any, start: float, end: float, fraction: float, progress: float
+) -> None:
+    schedule = Schedule(kind=kind, start=start, end=end, fraction=fraction)
+    low, high = min(start, end), max(start, end)
+    assert low - 1e-9 <= schedule(progress) <= high + 1e-9
+    assert schedule(1.0) == pytest.approx(start if kind == "constant" else end)
+
+
+def test_every_field_has_a_description() -> None:
+    for name in ("dqn", "supervised"):
+        model = configs.Config[configs.agent_config(name)]
+        assert [n for n, _, text in configs.fields(model) if not text] == []
