@@ -1,0 +1,19 @@
+"""Native batched environments and one-step tasks. Importing this package makes them known to gymnasium.
+
+    import envs
+    gymnasium.make("rlcore/CartPole-v1")
+
+No torch is imported until an environment is built.
+"""
+
+import gymnasium as _gym
+
+_IDS = {"rlcore/CartPole-v1": "CartPole-v1"}  # gymnasium's id -> the name registered with rlcore
+
+for _id, _name in _IDS.items():
+    _gym.register(
+        _id,
+        entry_point="rlcore.as_gym:GymEnv",
+        vector_entry_point="rlcore.as_gym:GymVectorEnv",
+        kwargs={"name": _name},
+    )

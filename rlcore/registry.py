@@ -1,7 +1,7 @@
 """Agents, environments and networks by name.
 
 Installed packages offer theirs as entry points in the groups ``rlcore.agents``, ``rlcore.envs``,
-``rlcore.networks`` and ``rlcore.configs`` (an agent's options, importable without torch);
+``rlcore.networks``, ``rlcore.wrappers`` and ``rlcore.configs`` (an agent's options, importable without torch);
 ``--plugin package`` imports one that calls `register`. A configuration never imports anything by path.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rlcore.errors import UserError, nearest
 
-Kind = Literal["agents", "envs", "networks", "configs"]
+Kind = Literal["agents", "envs", "networks", "configs", "wrappers"]
 _own: dict[tuple[str, str], Any] = {}
 
 

@@ -1,0 +1,128 @@
+"""CartPole, batched: gymnasium's CartPole-v1 step for step, with its physical constants as options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from torch import Tensor
+
+from rlcore.errors import UserError
+from rlcore.native import BatchedEnv, array, tensor
+from rlcore.vector import Autoreset, Split
+
+X_LIMIT = 2.4  # m
+THETA_LIMIT = 12 * 2 * math.pi / 360  # rad
+START = 0.05  # start states are uniform in [-START, START) in every coordinate
+
+
+class CartPole(BatchedEnv):
+    """Balance a pole on a cart by pushing the cart left (0) or right (1) (Barto, Sutton & Anderson 1983).
+
+    The reward is 1 a step. An episode terminates when the cart is further than 2.4 m from the centre or the
+    pole further than 12 degrees from upright. Physics in float64, observations (x, v, angle, angular
+    velocity) in float32: on a CPU trajectories are bit-identical to gymnasium's CartPole-v1 from the same
+    state; elsewhere a step differs by the device's rounding of sin, cos and division (1 ulp of float64 each).
+
+    Args:
+        num_envs: environments stepped together.
+        device: where states and observations live.
+        split: ignored; nothing is held out.
+        autoreset: "same_step", "next_step" or "disabled".
+        gravity: m/s**2.
+        masscart: kg.
+        masspole: kg.
+        length: half of the pole's length, m.
+        force_mag: N.
+        tau: seconds per step.
+        max_episode_steps: steps until an episode is truncated.
+        render_mode: "rgb_array" or "human" (a window of the first environment).
+
+    Raises:
+        UserError: a constant is not a positive finite number.
+    """
+
+    num_uniforms = 4
+
+    def __init__(
+        self,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        split: Split = "train",
+        autoreset: Autoreset = "same_step",
+        *,
+        gravity: float = 9.8,
+        masscart: float = 1.0,
+        masspole: float = 0.1,
+        length: float = 0.5,
+        force_mag: float = 10.0,
+        tau: float = 0.02,
+        max_episode_steps: int = 500,
+        render_mode: str | None = None,
+    ) -> None:
+        constants = {
+            "gravity": gravity, "masscart": masscart, "masspole": masspole, "length": length,
+            "force_mag": force_mag, "tau": tau, "max_episode_steps": max_episode_steps,
+        }  # fmt: skip
+        for name, value in constants.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise UserError(f"CartPole's {name}: {value!r} is not a positive finite number")
+        if not isinstance(max_episode_steps, int):
+            raise UserError(f"CartPole's max_episode_steps: {max_episode_steps} is not a whole number")
+        self.gravity, self.masspole, self.length, self.force_mag, self.tau = gravity, masspole, length, force_mag, tau
+        self.artist = CartPoleEnv(render_mode=render_mode) if render_mode else None
+        self.total_mass = masspole + masscart
+        self.polemass_length = masspole * length
+        high = np.array([X_LIMIT * 2, np.inf, THETA_LIMIT * 2, np.inf], dtype=np.float32)
+        super().__init__(
+            num_envs, device, split, autoreset,
+            obs_space=gym.spaces.Box(-high, high, dtype=np.float32),
+            action_space=gym.spaces.Discrete(2),
+            max_episode_steps=max_episode_steps,
+        )  # fmt: skip
+
+    def initial(self, u: Tensor) -> Tensor:
+        """Return start states (N, 4) from ``u`` (N, 4)."""
+        return u * (2 * START) - START
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Return observations (N, 4) float32."""
+        return state.float()
+
+    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states (N, 4), rewards and terminated (N,) after pushing by ``action`` (N,) in {0, 1}.
+
+        The operations are those of gymnasium in the same order, so that every rounding is the same.
+        """
+        x, x_dot, theta, theta_dot = array(state.t().contiguous())  # (N,) each
+        sin, cos = (np.sin(theta), np.cos(theta)) if isinstance(theta, np.ndarray) else (theta.sin(), theta.cos())
+        force = array(action) * (2 * self.force_mag) - self.force_mag
+        temp = (force + self.polemass_length * theta_dot**2 * sin) / self.total_mass
+        theta_acc = (self.gravity * sin - cos * temp) / (
+            self.length * (4.0 / 3.0 - self.masspole * cos**2 / self.total_mass)
+        )
+        x_acc = temp - self.polemass_length * theta_acc * cos / self.total_mass
+        x, x_dot = x + self.tau * x_dot, x_dot + self.tau * x_acc  # explicit Euler uses the old velocities
+        theta, theta_dot = theta + self.tau * theta_dot, theta_dot + self.tau * theta_acc
+        terminated = tensor((abs(x) > X_LIMIT) | (abs(theta) > THETA_LIMIT))
+        state = torch.stack([tensor(column) for column in (x, x_dot, theta, theta_dot)], 1)  # (N, 4)
+        return state, torch.ones_like(terminated, dtype=torch.float32), terminated
+
+    def render(self) -> list[Any]:
+        """Return one picture (height, width, 3) uint8 per environment, drawn by gymnasium; "human" shows the first."""
+        if self.artist is None:
+            raise UserError("CartPole was built without a render_mode; expected 'rgb_array' or 'human'")
+        frames = []
+        for state in self._state.cpu().numpy()[: 1 if self.artist.render_mode == "human" else None]:
+            self.artist.state, self.artist.length = state, self.length
+            frames.append(self.artist.render())
+        return frames
+
+    def close(self) -> None:
+        """Close the window."""
+        if self.artist is not None:
+            self.artist.close()

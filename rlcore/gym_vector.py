@@ -1,0 +1,272 @@
+"""Any gymnasium.vector environment as ours: every autoreset mode, space and info normalised here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from torch import Tensor
+
+from rlcore.capture import capturable, capture_vector, restore_vector
+from rlcore.errors import UserError, nearest
+from rlcore.native import check_states, seed_list
+from rlcore.tree import tmap
+from rlcore.types import Spec, Step
+from rlcore.vector import Autoreset, Split, VectorEnv
+
+MODES: dict[AutoresetMode, Autoreset] = {
+    AutoresetMode.SAME_STEP: "same_step",
+    AutoresetMode.NEXT_STEP: "next_step",
+    AutoresetMode.DISABLED: "disabled",
+}
+PER_STEP = ("action_mask", "is_success")  # the info keys that become extras
+
+
+def tensor_space(space: spaces.Space[Any], where: str) -> spaces.Space[Any]:
+    """Return the space of what agents see: Box in float32 or uint8, the discrete kinds in int64.
+
+    Raises:
+        UserError: a space whose elements are no fixed number of tensors.
+    """
+    if isinstance(space, spaces.Box):
+        if space.dtype in (np.uint8, np.float32):
+            return space
+        with np.errstate(over="ignore"):
+            return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({k: tensor_space(v, where) for k, v in space.items()})
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple([tensor_space(v, where) for v in space])
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return space
+    raise UserError(
+        f"{where}: {type(space).__name__} spaces cannot be served; expected Box, Discrete, MultiDiscrete, MultiBinary, "
+        f"Dict or Tuple"
+    )
+
+
+def agent_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Return the space that agents act in: discrete actions count from 0.
+
+    Raises:
+        UserError: a kind of space that no agent acts in.
+    """
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(space.nvec)
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return space
+    raise UserError(
+        f"action space: {type(space).__name__} cannot be served; expected Discrete, MultiDiscrete, MultiBinary or Box"
+    )
+
+
+class GymVector(VectorEnv):
+    """Adapts a gymnasium.vector.VectorEnv, whatever its autoreset mode, and takes it over.
+
+    Observations become float32, uint8 or int64 tensors, Dict and Tuple spaces trees of them. Discrete actions
+    count from 0 whatever the space's start; continuous ones are clipped to the Box here and nowhere else.
+    Environments without an ``action_mask`` in their reset's info, or one in the info under a name of ``extras``
+    missing in some steps, read as zeros there.
+
+    Args:
+        env: the vector environment; it is reset with seed 0.
+        device: where observations go.
+        extras: info keys to pass on beside ``action_mask``, which is found by itself: "is_success".
+        split: kept for information; gymnasium environments hold nothing out.
+
+    Raises:
+        UserError: a space cannot be served, or the environment does not say how it resets.
+    """
+
+    batched: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        device: torch.device | str = "cpu",
+        extras: Sequence[str] = (),
+        split: Split = "train",
+    ) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode not in MODES:
+            raise UserError(f"{env}: metadata['autoreset_mode'] is {mode!r}; expected an AutoresetMode of gymnasium")
+        self.env, self.num_envs, self.device, self.split = env, env.num_envs, torch.device(device), split
+        self.autoreset = MODES[mode]
+        self.always_valid = self.autoreset != "next_step"
+        if unknown := [name for name in extras if name != "is_success"]:
+            raise UserError(f"extras: '{unknown[0]}' cannot be passed on{nearest(unknown[0], ['is_success'])}")
+        self._space = env.single_observation_space
+        obs_space = tensor_space(self._space, "observation space")
+        self._dtypes = _dtypes(obs_space)
+        self._actions = _ActionReader(env.single_action_space, self.num_envs)
+        self.why_not_capturable = capturable(env)
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._mask: Tensor | None = None  # (N, actions) bool: those allowed now
+        _, info = self._reset_env(0, None)
+        declared = set(extras)
+        if "action_mask" in info:
+            declared |= {"action_mask", "next_action_mask"}
+            self._mask = self._bool(info["action_mask"])
+        self.spec = Spec(obs_space, agent_action_space(env.single_action_space), frozenset(declared))
+
+    def reset(
+        self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Start new episodes; see `VectorEnv.reset`.
+
+        Raises:
+            UserError: a natively vectorised environment was given seeds that are not consecutive, or a mask.
+        """
+        flags = None if mask is None else mask.cpu().numpy()
+        if flags is None:
+            self._ended[:] = False
+        else:
+            self._ended[flags] = False
+        obs, info = self._reset_env(seed, flags)
+        extras = {}
+        if self._mask is not None:
+            new = self._bool(info["action_mask"])
+            self._mask = new if mask is None else torch.where(mask[:, None], new, self._mask)
+            extras = {"action_mask": self._mask}
+        return self._read(obs), extras
+
+    def _reset_env(self, seed: int | Sequence[int] | None, mask: np.ndarray | None) -> tuple[Any, dict[str, Any]]:
+        seeds: Any = None if seed is None else seed_list(seed, self.num_envs)
+        if seeds and not isinstance(self.env.unwrapped, gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv):
+            if seeds != seed_list(seeds[0], self.num_envs):
+                raise UserError(f"seed: {self.env} is natively vectorised and takes consecutive seeds, not {seed}")
+            seeds = seeds[0]
+        return self.env.reset(seed=seeds, options=None if mask is None else {"reset_mask": mask})
+
+    def step(self, action: Tensor) -> Step:
+        """Apply actions (N, ...) as the agent's action space has them, and return what happened."""
+        raw, reward, terminated, truncated, info = self.env.step(self._actions(action))
+        obs = next_obs = self._read(raw)
+        valid = ~self._ended
+        ended = terminated | truncated
+        if self.autoreset == "same_step":
+            if ended.any():
+                next_obs = self._successors(obs, info, np.flatnonzero(ended))
+        else:
+            self._ended = ended
+        return Step(
+            obs,
+            self._tensor(reward, np.float32),
+            self._tensor(terminated, np.bool_),
+            self._tensor(truncated, np.bool_),
+            next_obs,
+            self._tensor(valid, np.bool_),
+            self._extras(info, ended) if self.spec.extras else {},
+        )
+
+    def _successors(self, obs: Any, info: dict[str, Any], rows: np.ndarray) -> Any:
+        """Return ``obs`` (N, ...) with the final observations of the ended episodes in their rows."""
+        final = info["final_obs"]
+        if isinstance(final, np.ndarray) and final.dtype == object:
+            empty = create_empty_array(self._space, len(rows))
+            final = concatenate(self._space, cast(Any, final[rows]), empty)
+        else:  # natively vectorised environments give one batch
+            final = _rows(final, rows)
+        index = torch.from_numpy(rows).to(self.device)
+        return tmap(lambda x, new: x.index_copy(0, index, new), obs, self._read(final))
+
+    def _extras(self, info: dict[str, Any], ended: np.ndarray) -> dict[str, Tensor]:
+        last = info.get("final_info", {}) if self.autoreset == "same_step" else info
+        extras = {}
+        if self._mask is not None:
+            self._mask = after = self._bool(info["action_mask"])
+            if last is not info and "action_mask" in last:
+                after = torch.where(self._bool(ended)[:, None], self._bool(last["action_mask"]), after)
+            extras = {"action_mask": self._mask, "next_action_mask": after}
+        if "is_success" in self.spec.extras:
+            success = np.zeros(self.num_envs, dtype=np.bool_)
+            for source in (info, last):  # an episode's own last info wins over that of the reset
+                if "is_success" in source:
+                    present = source.get("_is_success", True)
+                    success = np.where(present, np.asarray(source["is_success"], dtype=np.bool_), success)
+            extras["is_success"] = self._bool(success)
+        return extras
+
+    def _read(self, obs: Any) -> Any:
+        return _convert(obs, self._dtypes, self._tensor)
+
+    def _tensor(self, x: Any, dtype: Any) -> Tensor:
+        # Always a copy: environments reuse the buffers that they return.
+        return torch.from_numpy(np.array(x, dtype=dtype)).to(self.device, non_blocking=True)
+
+    def _bool(self, x: Any) -> Tensor:
+        return self._tensor(x, np.bool_)
+
+    def render(self) -> Sequence[Any] | None:
+        """Return one frame per environment, as the environment renders it."""
+        return self.env.render()
+
+    def capture(self) -> list[dict[str, Any]] | None:
+        """Return one state per environment, or None and set ``why_not_capturable``; see `VectorEnv.capture`."""
+        if self.why_not_capturable is None:
+            states, self.why_not_capturable = capture_vector(self.env)
+            masks = [None] * self.num_envs if self._mask is None else self._mask.cpu()
+            rows = zip(states, self._ended.tolist(), masks, strict=True)
+            return [{"env": s, "ended": e} | ({} if m is None else {"mask": m}) for s, e, m in rows]
+        return None
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Continue exactly where `capture` was called.
+
+        Raises:
+            UserError: the states are those of other environments.
+        """
+        check_states(states, self.num_envs)
+        restore_vector(self.env, [s["env"] for s in states])
+        self._ended = np.array([s["ended"] for s in states])
+        if self._mask is not None:
+            self._mask = torch.stack([s["mask"] for s in states]).to(self.device)
+
+    def close(self) -> None:
+        """Close the environments and their processes."""
+        self.env.close()
+
+
+class _ActionReader:
+    """Turns agents' action tensors into arrays that the environment takes."""
+
+    def __init__(self, space: spaces.Space[Any], n: int) -> None:
+        self.batch = batch_space(space, n)
+        self.start = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else None
+        self.box = isinstance(space, spaces.Box)
+
+    def __call__(self, action: Tensor) -> np.ndarray:
+        x = action.detach().cpu().numpy()
+        if self.start is not None:
+            x = x + self.start
+        if self.box:
+            x = np.clip(x, self.batch.low, self.batch.high)  # pyright: ignore[reportAttributeAccessIssue]
+        return x.astype(self.batch.dtype).reshape(self.batch.shape)
+
+
+def _dtypes(space: spaces.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {k: _dtypes(v) for k, v in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_dtypes(v) for v in space)
+    return space.dtype if isinstance(space, spaces.Box) else np.int64
+
+
+def _convert(x: Any, dtypes: Any, leaf: Any) -> Any:
+    if isinstance(dtypes, dict):
+        return {k: _convert(x[k], v, leaf) for k, v in dtypes.items()}
+    if isinstance(dtypes, tuple):
+        return tuple(_convert(a, b, leaf) for a, b in zip(x, dtypes, strict=True))
+    return leaf(x, dtypes)
+
+
+def _rows(x: Any, rows: np.ndarray) -> Any:
+    return tmap(lambda leaf: leaf[rows], x)

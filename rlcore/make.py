@@ -1,0 +1,190 @@
+"""Environments by name: native ones, and any of gymnasium's with any keywords and wrappers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+from gymnasium.envs.registration import load_env_creator
+
+from rlcore import registry
+from rlcore.capture import Captured
+from rlcore.errors import UserError, nearest
+from rlcore.gym_vector import MODES, GymVector
+from rlcore.native import check_arguments
+from rlcore.vector import Autoreset, Split, VectorEnv
+
+Backend = Literal["auto", "native", "sync", "async", "vector"]
+
+
+def make_env(
+    env_id: str,
+    num_envs: int,
+    *,
+    backend: Backend = "auto",
+    kwargs: dict[str, Any] = {},
+    wrappers: Sequence[dict[str, Any]] = (),
+    device: torch.device | str = "cpu",
+    split: Split = "train",
+    autoreset: Autoreset = "same_step",
+    render_mode: str | None = None,
+    extras: Sequence[str] = (),
+) -> VectorEnv:
+    """Build N environments.
+
+    Args:
+        env_id: a name of `rlcore.registry`, or an id that gymnasium knows.
+        num_envs: how many.
+        backend: "native" (batched torch code), "sync", "async" (one process each), "vector" (gymnasium's own batched
+            code, which resets as it likes); "auto" is native where that exists and no wrappers are asked for,
+            else sync.
+        kwargs: the environment's own keywords.
+        wrappers: applied to each environment in order: {"name": "TimeLimit", "max_episode_steps": 100}; names of
+            gymnasium.wrappers or of `rlcore.registry`.
+        device: where observations go.
+        split: which part of a task's data is played.
+        autoreset: "same_step", "next_step" or "disabled".
+        render_mode: "rgb_array" or "human", where the environment can.
+        extras: info keys to pass on as `Step.extras`: "is_success".
+
+    Raises:
+        UserError: an unknown id, wrapper or keyword, a missing package, or a combination that does not exist.
+    """
+    check_arguments(num_envs, autoreset)
+    native = env_id in registry.names("envs")
+    if backend == "native" or (backend == "auto" and native and not (wrappers and _known(env_id))):
+        if wrappers:
+            raise UserError(f"environment '{env_id}' is native and takes no wrappers; expected wrappers: []")
+        cls = registry.find("envs", env_id)
+        options = kwargs if render_mode is None else kwargs | {"render_mode": render_mode}
+        _check_keywords(cls, options, f"environment '{env_id}'")
+        return cls(num_envs, device=device, split=split, autoreset=autoreset, **options)
+    if backend not in ("auto", "sync", "async", "vector"):
+        raise UserError(f"backend: '{backend}' is unknown{nearest(backend, Backend.__args__)}")
+    if not _known(env_id):
+        raise UserError(f"environment '{env_id}' is unknown{nearest(env_id, [*gym.registry, *registry.names('envs')])}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium warns of old versions and of lost precision in spaces
+        if backend == "vector":
+            vector = _vector(env_id, num_envs, kwargs, wrappers, autoreset)
+        else:
+            build = _Builder(env_id, kwargs, wrappers, render_mode)
+            vector = _attempt(env_id, kwargs, lambda: _one_by_one(build, num_envs, backend == "async", autoreset))
+        return GymVector(vector, device, extras, split)
+
+
+class _Builder:
+    """Builds one environment, in this process or in a worker."""
+
+    def __init__(
+        self, env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]], render_mode: str | None
+    ) -> None:
+        self.env_id = env_id
+        self.kwargs: dict[str, Any] = kwargs | ({} if render_mode is None else {"render_mode": render_mode})
+        self.wrappers = [(w.get("name"), {k: v for k, v in w.items() if k != "name"}) for w in wrappers]
+        for name, options in self.wrappers:
+            _check_keywords(_wrapper(name), options, f"wrapper '{name}'")
+
+    def __call__(self) -> gym.Env[Any, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _known(self.env_id)
+            env = gym.make(self.env_id, **self.kwargs)
+            for name, options in self.wrappers:
+                env = _wrapper(name)(env, **options)
+        return env
+
+
+def _one_by_one(build: _Builder, num_envs: int, in_processes: bool, autoreset: Autoreset) -> Any:
+    cls = gym.vector.AsyncVectorEnv if in_processes else gym.vector.SyncVectorEnv
+    mode = {ours: theirs for theirs, ours in MODES.items()}[autoreset]
+    return cls([Captured(build, verify=i == 0) for i in range(num_envs)], copy=False, autoreset_mode=mode)
+
+
+def _vector(
+    env_id: str, num_envs: int, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]], autoreset: Autoreset
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    if wrappers:
+        raise UserError(f"environment '{env_id}': backend 'vector' takes no wrappers; use 'sync' or 'async'")
+    entry = gym.spec(env_id).vector_entry_point
+    if entry is None:
+        raise UserError(f"environment '{env_id}' has no batched version in gymnasium; use backend 'sync' or 'async'")
+    creator = _load(entry)
+    mode = {ours: theirs for theirs, ours in MODES.items()}[autoreset]
+    if "autoreset_mode" in inspect.signature(creator).parameters:
+        kwargs = {"autoreset_mode": mode} | kwargs
+    vector = _attempt(
+        env_id, kwargs, lambda: gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    )
+    if autoreset == "disabled" and vector.metadata.get("autoreset_mode") != mode:
+        raise UserError(f"environment '{env_id}': gymnasium's batched version always resets by itself; use 'sync'")
+    return vector
+
+
+def _attempt(env_id: str, kwargs: dict[str, Any], build: Callable[[], Any]) -> Any:
+    """Call ``build`` and turn what goes wrong into one sentence."""
+    try:
+        return build()
+    except TypeError as error:
+        if unexpected := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            entry = gym.spec(env_id).entry_point
+            _check_keywords(_load(entry), kwargs, f"environment '{env_id}'")
+            raise UserError(f"environment '{env_id}': unknown keyword '{unexpected[1]}'") from error
+        raise UserError(f"environment '{env_id}' cannot be built with {kwargs}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # environments check their options as they like
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"environment '{env_id}' cannot be built with {kwargs}: {what}") from error
+
+
+def _load(entry: Any) -> Any:
+    return load_env_creator(entry) if isinstance(entry, str) else entry
+
+
+def _known(env_id: str) -> bool:
+    """Whether gymnasium knows the id, once the package that brings it is imported."""
+    if ":" in env_id:
+        raise UserError(f"environment '{env_id}' names a module; import it with --plugin and give the id alone")
+    if env_id.startswith("rlcore/"):
+        importlib.import_module("envs")
+    if env_id.startswith("ALE/"):
+        try:
+            importlib.import_module("ale_py")
+        except ImportError as error:
+            raise UserError(f"environment '{env_id}' needs ale_py: pip install 'rlcore[atari]'") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gym.spec(env_id)
+    except gym.error.Error:
+        return False
+    return True
+
+
+def _wrapper(name: str | None) -> Any:
+    if name in registry.names("wrappers"):
+        return registry.find("wrappers", name)
+    if name not in gym.wrappers.__all__ or name == "vector":
+        known = {*gym.wrappers.__all__, *registry.names("wrappers")} - {"vector"}
+        raise UserError(f"wrapper '{name}' is unknown{nearest(str(name), known)}")
+    return getattr(gym.wrappers, name)
+
+
+def _check_keywords(target: Any, kwargs: dict[str, Any], what: str) -> None:
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in kwargs:
+        if name not in parameters:
+            known = [p for p in parameters if p not in ("num_envs", "device", "split", "autoreset", "env")]
+            raise UserError(f"{what}: unknown keyword '{name}'{nearest(name, known)}")
+    missing = [n for n, p in list(parameters.items())[1:] if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if missing := [n for n in missing if n not in kwargs]:
+        raise UserError(f"{what}: keyword '{missing[0]}' is missing")
