@@ -35,7 +35,8 @@ class Logger:
 
     Columns come in a fixed order (frames, updates, the others by name, ``time/...`` last), so that the
     files of identical runs are identical but for the time columns. Nothing stays open or buffered
-    between rows: a kill loses at most the row being written.
+    between rows: a kill loses at most the row being written. A checkpoint is to be taken after the row of
+    its frame is written.
 
     Args:
         folder: the run's folder, made if missing.
