@@ -14,7 +14,6 @@ of choosing brings its own index and needs no other storage.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -158,10 +157,10 @@ class ReplayBuffer:
             stop.view(-1).logical_or_(self._select(name, flat))
         stop.select(1, -1).fill_(True)
         last = stop.view(torch.uint8).argmax(1, keepdim=True)  # (B, 1): the first True
-        power = _powers(gamma, n_step + 1, self.device)
-        reward = self._select("reward", flat).view_as(slot) * power[:-1]
+        power = (gamma ** ahead.double()).float()  # (n,)
+        reward = self._select("reward", flat).view_as(slot) * power
         reward = reward.masked_fill_(ahead > last, 0.0).sum(1)
-        return slot.gather(1, last).squeeze(1), reward, power[1:].index_select(0, last.squeeze(1))
+        return slot.gather(1, last).squeeze(1), reward, power.index_select(0, last.squeeze(1)) * gamma
 
     def __len__(self) -> int:
         """Return the number of transitions stored. Waits for the device: for use between iterations only."""
@@ -216,7 +215,7 @@ def _allocate(slots: int, num_envs: int, example: dict[str, Any], device: torch.
         return tmap(lambda x: torch.zeros((slots, *x.shape[1:]), dtype=x.dtype, device=device), example)
     except RuntimeError as error:
         memory = f"{size / 2**30:.1f} GiB on {device}"
-        raise UserError(f"replay: capacity {slots - 1} needs {memory}, more than there is; lower it") from error
+        raise UserError(f"replay: {slots - 1} transitions need {memory}, more than there is; lower capacity") from error
 
 
 def _item(fields: dict[str, Any]) -> dict[str, Any]:
@@ -228,8 +227,3 @@ def _split(data: Transition, index: Tensor, batches: int) -> list[tuple[Transiti
     parts = tmap(lambda x: x.view(batches, -1, *x.shape[1:]).unbind(), fields)
     rows = [tmap(lambda _, part, i=i: part[i], fields, parts) for i in range(batches)]
     return list(zip((Transition(**row) for row in rows), index.view(batches, -1).unbind(), strict=True))
-
-
-@functools.lru_cache(maxsize=16)
-def _powers(gamma: float, count: int, device: torch.device) -> Tensor:
-    return (gamma ** torch.arange(count, dtype=torch.float64, device=device)).float()  # (count,)

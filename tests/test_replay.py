@@ -226,7 +226,7 @@ def flat(batches):
 
 
 @pytest.mark.parametrize(
-    ("capacity", "steps", "fake"), [(24, 3, 0.0), (24, 9, 0.0), (23, 13, 0.0), (23, 12, 0.4), (23, 0, 0.0)]
+    ("capacity", "steps", "fake"), [(24, 3, 0.0), (24, 9, 0.0), (23, 13, 0.0), (24, 12, 0.4), (23, 0, 0.0)]
 )
 def test_a_restored_buffer_goes_on_bit_identically(capacity, steps, fake):
     buffer, envs = filled(capacity, 4, steps, fake)
@@ -236,10 +236,11 @@ def test_a_restored_buffer_goes_on_bit_identically(capacity, steps, fake):
     restored = ReplayBuffer(capacity, 4, example(4))
     restored.load_state_dict(state)
     assert len(restored) == len(buffer)
-    for _ in range(15):
-        step, valid = fields(envs.step())
-        for each in (buffer, restored):
-            each.add(step, valid if fake else None)
+    for turn in range(15):
+        if turn or not steps:
+            step, valid = fields(envs.step())
+            for each in (buffer, restored):
+                each.add(step, valid if fake else None)
         mine, theirs = (flat(each.sample(32, generator(3), 0.9, 3, batches=2)) for each in (buffer, restored))
         assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
 

@@ -163,14 +163,18 @@ def test_constant_reward_under_a_time_limit_is_worth_one_over_one_minus_gamma():
 
 
 def test_group_advantages_by_hand():
-    reward = torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]])
-    torch.testing.assert_close(group_advantage(reward)[0], torch.tensor([-1.0, 0.0, 1.0]) / 1.0001)
-    assert torch.equal(group_advantage(reward, scale=False)[0], torch.tensor([-1.0, 0.0, 1.0]))
-    assert torch.equal(leave_one_out(reward)[0], torch.tensor([-1.5, 0.0, 1.5]))
-    for advantage in (group_advantage(reward), group_advantage(reward, scale=False), leave_one_out(reward)):
-        assert advantage[1].tolist() == [0.0, 0.0, 0.0]  # exactly: such a group must not move the policy
-    with pytest.raises(UserError, match="expected at least 2"):
-        group_advantage(torch.ones(5, 1))
+    reward = torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 4.0]])
+    centred = torch.tensor([[-1.0, 0.0, 1.0], [-1.0, 1.0, 0.0]])
+    torch.testing.assert_close(group_advantage(reward), centred / 1.0001)
+    assert torch.equal(group_advantage(reward, scale=False), centred)
+    assert torch.equal(leave_one_out(reward), 1.5 * centred)
+    equal = torch.full((1, 7), 0.1)
+    assert (equal != equal.mean()).any()  # the mean is rounded, and still such a group must not move the policy
+    for advantage in (group_advantage(equal), group_advantage(equal, scale=False), leave_one_out(equal)):
+        assert (advantage == 0.0).all()
+    for advantage in (group_advantage, leave_one_out):
+        with pytest.raises(UserError, match="expected at least 2"):
+            advantage(torch.ones(5, 1))
 
 
 def test_leave_one_out_is_the_definition():
