@@ -212,10 +212,24 @@ class Meter:
         Raises:
             Diverged: something was NaN or infinite; names it and the first step at which it was.
         """
-        self._inputs.checked()  # first: what came in explains what came out
+        self.check()
         values = self._metrics.checked()
         self._metrics, self._inputs = _Series("update"), _Series("frame")
         return {name: math.fsum(column.tolist()) / len(column) for name, column in values.items()}
+
+    def check(self) -> None:
+        """Look whether everything is finite so far.
+
+        Raises:
+            Diverged: as `flush`.
+        """
+        self._inputs.checked()
+        self._metrics.checked()
+
+    def check(self) -> None:
+        """Raise Diverged as `flush` does, without starting anew."""
+        self._inputs.checked()  # first: what came in explains what came out
+        self._metrics.checked()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the interval so far.

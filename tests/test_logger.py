@@ -286,6 +286,7 @@ def filled(values: list[float], every: int | None = None, compact: int = 1000) -
         if i % 2:
             metrics["actor_loss"] = torch.tensor(value * 2)  # a phase that does not run each time
         meter.add(i, metrics)
+        meter.check()  # takes nothing away
         if every and i % every == 0:
             state = meter.state_dict()
             meter = Meter()
@@ -354,7 +355,7 @@ def test_the_first_bad_step_is_named(bad, word, resumed):
         return meter
 
     for compact in (3, 1000):
-        for act in (Meter.flush, Meter.state_dict):
+        for act in (Meter.flush, Meter.check, Meter.state_dict):
             with pytest.raises(Diverged, match=rf"^'loss' became {word} at update 21$"):
                 act(broken(compact))
     meter = broken(7)
