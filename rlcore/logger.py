@@ -223,11 +223,6 @@ class Meter:
         Raises:
             Diverged: as `flush`.
         """
-        self._inputs.checked()
-        self._metrics.checked()
-
-    def check(self) -> None:
-        """Raise Diverged as `flush` does, without starting anew."""
         self._inputs.checked()  # first: what came in explains what came out
         self._metrics.checked()
 
