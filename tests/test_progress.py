@@ -104,6 +104,7 @@ with Progress(1000) as progress:
         if stopped:
             progress.message("stopped by hand")
             break
+print("after the bar", file=sys.stderr)
 """
 
 
@@ -135,4 +136,5 @@ def test_bar_on_a_real_terminal_and_ctrl_c():
     assert "run: [a] folder" in text
     assert "stopped by hand" in text
     assert re.search(r"\d+/1,000 frames  [\d,]+/s  0:00:\d\d left  return 12", text)
+    assert text.endswith("\nafter the bar\r\n")
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
