@@ -110,7 +110,8 @@ class GymVector(VectorEnv):
         self.why_not_capturable = capturable(env)
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         self._mask: Tensor | None = None  # (N, actions) bool: those allowed now
-        _, info = self._reset_env(0, None)
+        obs, info = self._reset_env(0, None)
+        self._obs = self._read(obs)  # of the last step; in DISABLED mode a reset leaves rows out
         declared = set(extras)
         if "action_mask" in info:
             declared |= {"action_mask", "next_action_mask"}
@@ -130,13 +131,17 @@ class GymVector(VectorEnv):
             self._ended[:] = False
         else:
             self._ended[flags] = False
-        obs, info = self._reset_env(seed, flags)
+        raw, info = self._reset_env(seed, flags)
+        obs = self._read(raw)
+        if mask is not None:
+            obs = tmap(lambda new, old: torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old), obs, self._obs)
+        self._obs = obs
         extras = {}
         if self._mask is not None:
             new = self._bool(info["action_mask"])
             self._mask = new if mask is None else torch.where(mask[:, None], new, self._mask)
             extras = {"action_mask": self._mask}
-        return self._read(obs), extras
+        return obs, extras
 
     def _reset_env(self, seed: int | Sequence[int] | None, mask: np.ndarray | None) -> tuple[Any, dict[str, Any]]:
         seeds: Any = None if seed is None else seed_list(seed, self.num_envs)
@@ -156,7 +161,7 @@ class GymVector(VectorEnv):
             if ended.any():
                 next_obs = self._successors(obs, info, np.flatnonzero(ended))
         else:
-            self._ended = ended
+            self._ended, self._obs = ended, obs
         return Step(
             obs,
             self._tensor(reward, np.float32),
@@ -213,10 +218,14 @@ class GymVector(VectorEnv):
         """Return one state per environment, or None and set ``why_not_capturable``; see `VectorEnv.capture`."""
         if self.why_not_capturable is None:
             states, self.why_not_capturable = capture_vector(self.env)
-            masks = [None] * self.num_envs if self._mask is None else self._mask.cpu()
-            rows = zip(states, self._ended.tolist(), masks, strict=True)
-            return [{"env": s, "ended": e} | ({} if m is None else {"mask": m}) for s, e, m in rows]
-        return None
+        if self.why_not_capturable is not None:
+            return None
+        captured = [{"env": state, "ended": ended} for state, ended in zip(states, self._ended.tolist(), strict=True)]
+        if self.autoreset == "disabled":
+            captured = [state | {"obs": tmap(lambda x, i=i: x[i].cpu(), self._obs)} for i, state in enumerate(captured)]
+        if self._mask is not None:
+            captured = [state | {"mask": mask} for state, mask in zip(captured, self._mask.cpu(), strict=True)]
+        return captured
 
     def restore(self, states: list[dict[str, Any]]) -> None:
         """Continue exactly where `capture` was called.
@@ -227,6 +236,8 @@ class GymVector(VectorEnv):
         check_states(states, self.num_envs)
         restore_vector(self.env, [s["env"] for s in states])
         self._ended = np.array([s["ended"] for s in states])
+        if self.autoreset == "disabled":
+            self._obs = tmap(lambda *rows: torch.stack(rows).to(self.device), *[s["obs"] for s in states])
         if self._mask is not None:
             self._mask = torch.stack([s["mask"] for s in states]).to(self.device)
 
@@ -266,6 +277,18 @@ def _convert(x: Any, dtypes: Any, leaf: Any) -> Any:
     if isinstance(dtypes, tuple):
         return tuple(_convert(a, b, leaf) for a, b in zip(x, dtypes, strict=True))
     return leaf(x, dtypes)
+
+
+def as_tensors(space: spaces.Space[Any], obs: Any) -> Any:
+    """Return observations of a space, one or a batch, as the tensors that agents see.
+
+    Raises:
+        UserError: they are not of the space's structure, or not numbers.
+    """
+    try:
+        return _convert(obs, _dtypes(tensor_space(space, "obs")), lambda x, d: torch.from_numpy(np.array(x, dtype=d)))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"obs: got {obs!r}, expected an observation of {space} ({error})") from None
 
 
 def _rows(x: Any, rows: np.ndarray) -> Any:

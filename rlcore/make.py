@@ -156,7 +156,8 @@ def _known(env_id: str) -> bool:
         importlib.import_module("envs")
     if env_id.startswith("ALE/"):
         try:
-            importlib.import_module("ale_py")
+            ale_py = importlib.import_module("ale_py")
+            ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner per environment
         except ImportError as error:
             raise UserError(f"environment '{env_id}' needs ale_py: pip install 'rlcore[atari]'") from error
     try:
