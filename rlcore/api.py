@@ -52,15 +52,20 @@ def train(
     else:
         config = configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides))
         folder = Path(out) if out else runs.fresh(config.recipe, config.seed)
+    elder = runs.resolve(init)[0] if init is not None and not resume else None
+    if elder is not None:
+        config = _prepared_as(config, elder)
     trainer = build.trainer(config)
+    if elder is not None:
+        load_weights(trainer.agent, checkpoint.load(find_checkpoint(elder, "last")).agent, str(elder))
     if resume:
         runs.write(folder, config)
     else:
-        if init is not None:
-            _initialise(trainer, runs.resolve(init)[0])
         runs.create(folder, config)
     with Progress(config.budget.frames, quiet=quiet) as progress:
         progress.message(f"run: {folder}")
+        if text := _save_data_reports(trainer, folder):
+            progress.message(text)
         return _fit(trainer, config, folder, resume, progress)
 
 
@@ -98,7 +103,7 @@ def _fit(trainer: Trainer, config: Config[Any], folder: Path, resume: bool, prog
         run.result = _write_result(trainer, folder, {"status": "interrupted"})
         return run
     final = run.evaluate()
-    numbers = {f"eval/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
+    numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
     logger.hparams(_flat(config.model_dump(mode="json")), numbers, trainer.clock.frames)
     run.result = _write_result(trainer, folder, {"status": "finished", "evaluation": final})
     return run
@@ -164,9 +169,23 @@ def _resumed_config(folder: Path, recipe: Any, overrides: Mapping[str, Any]) -> 
     return new.model_copy(update={"budget": budget, "recipe": old.recipe})
 
 
-def _initialise(trainer: Trainer, run: Path) -> None:
-    saved = checkpoint.load(find_checkpoint(run, "last"))
-    load_weights(trainer.agent, saved.agent, str(run))
+def _prepared_as(config: Config[Any], elder: Path) -> Config[Any]:
+    """Return the settings with the preprocessing of the run that the weights come from."""
+    fitted = runs.read_json(elder / "fitted.json") or {}
+    env = config.env.model_copy(update={"kwargs": {**config.env.kwargs, **fitted}})
+    return config.model_copy(update={"env": env})
+
+
+def _save_data_reports(trainer: Trainer, folder: Path) -> str:
+    """Save what the environment fitted to its data and its report on them; return the report's text."""
+    if fitted := trainer.source.env.fitted():
+        runs.write_json(folder / "fitted.json", fitted)
+    report = trainer.source.env.report()
+    if report is None:
+        return ""
+    values, text = report
+    runs.write_json(folder / "data_report.json", values)
+    return text
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

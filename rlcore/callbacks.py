@@ -68,6 +68,7 @@ class Evaluate:
         """Evaluate when due."""
         if not trainer.clock.due(self.config.every):
             return
+        trainer.check_finite()
         config = self.config
         result = evaluate(
             trainer.agent, self.env, self.env.episodes or config.episodes, config.seed, config.max_steps
@@ -151,9 +152,7 @@ class Checkpoint:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Save, after a look that nothing in it is NaN; drop old checkpoints."""
-        trainer.meter.check()
-        trainer.source.meter.check()
+        """Save, unless training has met NaN (the meters refuse then); drop old checkpoints."""
         checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), trainer.state_dict())
         checkpoint.prune(self.folder, self.config.keep)
         self.last = trainer.clock.frames

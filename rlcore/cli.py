@@ -147,11 +147,14 @@ def evaluate(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     _plugins(options.plugin)
-    from rlcore import api, render
+    from rlcore import api
+    from rlcore.render import render
 
     result = api.evaluate(options.runs, options.episodes, options.seed, options.checkpoint)
     if options.render:
-        render.episode(options.runs, options.seed, options.checkpoint, options.render)
+        total = render(api.load(options.runs[0], options.checkpoint), options.render, options.seed)
+        if not options.json:
+            print(f"rendered an episode with return {total:.6g} to {options.render}")
     print(json.dumps(result) if options.json else _report(" ".join(options.runs), result))
     return 0
 
@@ -167,10 +170,12 @@ def predict(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     _plugins(options.plugin)
-    from rlcore.predict import predict_inputs
+    from rlcore.predict import predict as predicted
 
-    for line in predict_inputs(options.run, options.inputs, options.checkpoint, options.json):
-        print(line)
+    predictions, remarks = predicted(options.run, options.inputs, options.checkpoint)
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    print(json.dumps(predictions) if options.json else "\n".join(map(_readable, predictions)))
     return 0
 
 
@@ -206,6 +211,10 @@ def _report(name: str, result: dict[str, Any]) -> str:
     usual = {"episodes", "seed", "mean", "std", "iqm", "ci_low", "ci_high", "min", "max", "returns", "runs", "length"}
     own = [f"{key} {value:.6g}" for key, value in result.items() if key not in usual]
     return "\n".join([*lines, *(["  " + "   ".join(own)] if own else [])])
+
+
+def _readable(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _positive(text: str) -> int:

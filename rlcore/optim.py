@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ class Group:
         self.parameters = list(parameters)
         self.flat = flatten_parameters(self.parameters)
         self.optimizer = make_optimizer(self.flat, config)
+        # torch wraps step in profiling and hooks, which cost as much again as a small fused step itself.
+        self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
         self.count: Tensor | int = 0  # items whose gradients are summed in flat.grad
         self.batches = 0
 
@@ -69,6 +72,7 @@ class Group:
         self.count = self.count + loss.count
         self.batches += 1
 
+    @torch.no_grad()
     def step(self, lr: float) -> Tensor:
         """Divide by the items, clip, step and clear; return the norm of the gradient before clipping."""
         grad = self.flat.grad
@@ -78,7 +82,7 @@ class Group:
         if self.config.clip:
             grad.mul_(torch.clamp(self.config.clip / (norm + 1e-6), max=1.0))
         self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
+        self._step()
         grad.zero_()
         self.count, self.batches = 0, 0
         return norm
@@ -126,7 +130,7 @@ class Optim:
         """Run the agent's phases on a batch; return the last phase's loss with the metrics of all."""
         metrics: dict[str, Tensor] = {}
         phases = agent.phases(clock.updates)
-        out = Loss(torch.zeros(()), 0)
+        out = None
         for name, function in phases:
             group = self.groups[name]
             out = function(batch)
@@ -136,6 +140,8 @@ class Optim:
             if group.batches == group.config.accumulate:
                 metrics["grad_norm" + suffix] = group.step(self.lr(name, clock))
             metrics.update(out.metrics)
+        if out is None:
+            raise ValueError(f"{type(agent).__name__}.phases returned none; expected at least one")
         return out._replace(metrics=metrics)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,23 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlcore import build, checkpoint, runs
+from rlcore import build, checkpoint, registry, runs
 from rlcore import config as configs
 from rlcore.actor import is_empty
 from rlcore.agent import Agent
 from rlcore.config import Config
 from rlcore.errors import UserError
 from rlcore.evaluation import evaluate as evaluate_agent
-from rlcore.gym_vector import to_tensor
+from rlcore.gym_vector import as_tensors
 from rlcore.tree import leaves, tmap
 from rlcore.types import Spec
+from rlcore.vector import Predictor
 
 
 class Run:
     """A run's agent, with what it takes to use it. Made by `train` and `load`."""
 
-    def __init__(self, path: Path, config: Config[Any], agent: Agent, spec: Spec, result: dict[str, Any]) -> None:
-        self.path, self.config, self.agent, self.spec = path, config, agent, spec
+    def __init__(
+        self,
+        path: Path,
+        config: Config[Any],
+        agent: Agent,
+        spec: Spec,
+        result: dict[str, Any],
+        predictor: Predictor | None = None,
+    ) -> None:
+        self.path, self.config, self.agent, self.spec, self.predictor = path, config, agent, spec, predictor
         self.result = result  # what result.json holds
         self.agent.eval()
         self.state: Any = None
@@ -33,28 +42,33 @@ class Run:
         """Forget the recurrent state: the next observation begins an episode."""
         self.state = None
 
-    @torch.no_grad()
     def act(self, obs: Any, mask: Any = None) -> np.ndarray[Any, Any]:
         """Return the greedy action for one observation of the environment's space, or actions for a batch.
 
         Recurrent agents remember what they saw; call `reset` where an episode begins.
         """
-        tensors = to_tensor(self.spec.obs_space, obs)
+        tensors = as_tensors(self.spec.obs_space, obs)
+        shape = next(leaves(as_tensors(self.spec.obs_space, self.spec.obs_space.sample()))).shape
         first = next(leaves(tensors))
-        shape = next(leaves(to_tensor(self.spec.obs_space, self.spec.obs_space.sample()))).shape
         single = first.dim() == len(shape)
-        if first.shape[-len(shape) or first.dim() :] != shape or first.dim() - len(shape) not in (0, 1):
+        if first.shape != shape and first.shape[1:] != shape:
             raise UserError(f"obs: got shape {tuple(first.shape)}, expected {tuple(shape)} or a batch of these")
-        device = torch.device(self.config.device)
-        batch = tmap(lambda x: (x.unsqueeze(0) if single else x).to(device), tensors)
+        batch = tmap(lambda x: x.unsqueeze(0) if single else x, tensors)
         if mask is not None:
-            mask = torch.as_tensor(mask, device=device).bool().view(1 if single else len(first), -1)
+            mask = torch.as_tensor(mask).bool().view(1 if single else len(first), -1)
+        action = self.choose(batch, mask).cpu().numpy()
+        return action[0] if single else action
+
+    @torch.no_grad()
+    def choose(self, obs: Any, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return greedy actions (N, ...) for a tree (N, ...) of observation tensors; see `act`."""
+        device = torch.device(self.config.device)
+        obs = tmap(lambda x: x.to(device), obs)
         if self.state is None:
-            self.state = self.agent.initial_state(1 if single else len(first))
-        act = self.agent.act(batch, self.state, {}, {}, mask, explore=False)
+            self.state = self.agent.initial_state(len(next(leaves(obs))))
+        act = self.agent.act(obs, self.state, {}, {}, None if mask is None else mask.to(device), explore=False)
         self.state = None if is_empty(act.state) else act.state
-        action = act.action[0] if single else act.action
-        return action.cpu().numpy()
+        return act.action
 
     def evaluate(self, episodes: int | None = None, seed: int | None = None) -> dict[str, Any]:
         """Play seeded greedy episodes (for tasks: the whole held-out split) and return their statistics."""
@@ -66,6 +80,17 @@ class Run:
             return evaluate_agent(self.agent, env, env.episodes or episodes, seed, settings.max_steps)
         finally:
             env.close()
+
+    def predict(self, inputs: Any) -> tuple[list[Any], list[str]]:
+        """Return predictions for new inputs as users read them, and remarks on the inputs.
+
+        For tables: a CSV file's path, or rows as mappings; predictions in the target's units or class
+        labels. Elsewhere: a sequence of observations; predictions are greedy actions.
+        """
+        if self.predictor is None:
+            return [self.act(obs).tolist() for obs in inputs], []
+        obs, remarks = self.predictor.encode(inputs)
+        return self.predictor.decode(self.choose(obs).cpu()), remarks
 
 
 def find_checkpoint(run: Path, which: str = "last") -> Path:
@@ -109,8 +134,14 @@ def load(run: str | Path, which: str = "last") -> Run:
     """
     folder = runs.resolve(run)[0]
     config = configs.validate(configs.read(folder), str(folder / "config.yaml"))
-    env = build.env(config.env, config.device, num_envs=1)
-    agent = build.agent(config, env.spec)
-    env.close()
+    fitted = runs.read_json(folder / "fitted.json")
+    if fitted:  # predicts without the data it was trained on
+        predictor = registry.find("envs", config.env.id).predictor({**config.env.kwargs, **fitted})
+        spec = predictor.spec
+    else:
+        env = build.env(config.env, config.device, num_envs=1)
+        predictor, spec = None, env.spec
+        env.close()
+    agent = build.agent(config, spec)
     load_weights(agent, checkpoint.load(find_checkpoint(folder, which)).agent, str(folder))
-    return Run(folder, config, agent, env.spec, runs.read_json(folder / "result.json") or {})
+    return Run(folder, config, agent, spec, runs.read_json(folder / "result.json") or {}, predictor)

@@ -86,6 +86,15 @@ class Trainer:
         self.meter.add(self.clock.updates, out.metrics)
         return out
 
+    def check_finite(self) -> None:
+        """Look through all that the meters gathered since they were last read.
+
+        Raises:
+            Diverged: something in it is NaN or infinite.
+        """
+        self.source.meter.check()
+        self.meter.check()
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a continuation needs beside the agent's own state_dict."""
         return {

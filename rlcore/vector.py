@@ -28,6 +28,20 @@ class Task(Protocol):
         ...
 
 
+class Predictor(Protocol):
+    """What it takes to predict new inputs without the data that a run was trained on."""
+
+    spec: Spec
+
+    def encode(self, inputs: Any) -> tuple[Any, list[str]]:
+        """Return observations, a tree (B, ...), for inputs as users give them, and remarks on them."""
+        ...
+
+    def decode(self, action: Tensor) -> list[Any]:
+        """Return predictions (B, ...) as users read them."""
+        ...
+
+
 class VectorEnv(ABC):
     """N environments stepped together.
 
@@ -72,6 +86,18 @@ class VectorEnv(ABC):
     def restore(self, states: list[dict[str, Any]]) -> None:
         """Continue exactly where ``capture`` was called, also in a freshly built instance."""
         raise NotImplementedError
+
+    def fitted(self) -> dict[str, Any]:
+        """Return keywords under which another instance prepares its data as this one does; plain JSON values.
+
+        Saved with the run. A class that returns some also has ``predictor(kwargs) -> Predictor``, where
+        ``kwargs`` are its own keywords with these.
+        """
+        return {}
+
+    def report(self) -> tuple[dict[str, Any], str] | None:
+        """Return a report on the quality of the data, as plain values and as text; None: there are no data."""
+        return None
 
     def close(self) -> None:
         """Release processes and windows."""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rlcore.errors import UserError
 
@@ -17,6 +16,11 @@ from rlcore.errors import UserError
 def is_image(space: gym.Space[Any]) -> bool:
     """Whether a space holds uint8 images (H, W, C) or stacks of grey frames (C, H, W)."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def one_hot(x: Tensor, n: int) -> Tensor:
+    """Return (B, n) float32 of integers (B,); unlike torch's own it does not look at the values."""
+    return (x.unsqueeze(-1) == torch.arange(n, device=x.device)).float()
 
 
 class Network(nn.Module):
@@ -60,10 +64,10 @@ class Flatten(Network):
         if self.parts is not None:
             return torch.cat([part(obs[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=-1)
         if isinstance(self.space, spaces.Discrete):
-            return F.one_hot(obs.long() - self.start, self.out_features).float()
+            return one_hot(obs.long() - self.start, self.out_features)
         if isinstance(self.space, spaces.MultiDiscrete):
             columns = (obs.long() - self.start).flatten(1).unbind(1)
-            return torch.cat([F.one_hot(c, n).float() for c, n in zip(columns, self.sizes, strict=True)], dim=-1)
+            return torch.cat([one_hot(c, n) for c, n in zip(columns, self.sizes, strict=True)], dim=-1)
         scale = 1 / 255 if obs.dtype == torch.uint8 else None
         flat = obs.flatten(1).float()
         return flat * scale if scale else flat

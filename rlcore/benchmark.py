@@ -1,0 +1,89 @@
+"""Benchmarks that users can rerun. Each prints medians over repetitions and ratios with their spread."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from rlcore import build
+from rlcore import config as configs
+from rlcore.callbacks import Log
+from rlcore.config import Config
+from rlcore.errors import UserError
+from rlcore.optim import OPTIMIZERS, FUSED
+from rlcore.trainer import Trainer
+
+
+def hosting(recipe: str = "house_prices", updates: int = 3_000, pairs: int = 15) -> dict[str, float]:
+    """Time the Trainer against a bare PyTorch loop on the same data, batch size, network and optimiser.
+
+    The two run in turn; the bare loop shuffles, gathers, and steps a fused optimiser, and logs nothing;
+    the Trainer also logs. Returns microseconds an update: medians of both and of their differences by pair.
+
+    Raises:
+        UserError: the recipe does not learn from a dataset.
+    """
+    config = configs.validate(configs.read(recipe))
+    if config.source.name != "dataset":
+        raise UserError(f"recipe '{recipe}' learns from {config.source.name}; expected one that learns from a dataset")
+    hosted, bare = [], []
+    for pair in range(-1, pairs):
+        ours, plain = _trainer(config, updates), _trainer(config, updates)
+        if pair % 2:
+            times = _time_hosted(ours), _time_bare(plain, config, updates)
+        else:
+            times = tuple(reversed((_time_bare(plain, config, updates), _time_hosted(ours))))
+        if pair >= 0:  # the first pair warms up
+            hosted.append(1e6 * times[0] / updates)
+            bare.append(1e6 * times[1] / updates)
+    extra = [ours - plain for ours, plain in zip(hosted, bare, strict=True)]
+    ratios = [ours / plain for ours, plain in zip(hosted, bare, strict=True)]
+    quartiles = statistics.quantiles(extra, n=4)
+    return {
+        "bare_us": statistics.median(bare),
+        "hosted_us": statistics.median(hosted),
+        "extra_us": statistics.median(extra),
+        "extra_us_q1": quartiles[0],
+        "extra_us_q3": quartiles[2],
+        "ratio": statistics.median(ratios),
+    }
+
+
+def _trainer(config: Config[Any], updates: int) -> Trainer:
+    trainer = build.trainer(config)
+    task, size = trainer.source.env.task, config.source.batch_size
+    epochs = updates / -(-task.size // min(size or task.size, task.size))
+    trainer.clock.budget = trainer.clock.horizon = int(epochs * task.size)
+    trainer.callbacks = [Log(config.log.every)]
+    return trainer
+
+
+def _time_hosted(trainer: Trainer) -> float:
+    start = time.perf_counter()
+    trainer.fit()
+    return time.perf_counter() - start
+
+
+def _time_bare(trainer: Trainer, config: Config[Any], updates: int) -> float:
+    agent, task = trainer.agent, trainer.source.env.task
+    network = copy.deepcopy(agent.network)
+    cls, options = OPTIMIZERS[config.optim.name]
+    keywords = {name: getattr(config.optim, name) for name in options} | ({"fused": True} if cls in FUSED else {})
+    optimizer = cls(network.parameters(), lr=config.optim.lr, **keywords)
+    x, y = task.draw(torch.arange(task.size))
+    rng = torch.Generator().manual_seed(0)
+    size, done = min(config.source.batch_size or task.size, task.size), 0
+    start = time.perf_counter()
+    while done < updates:
+        order = torch.randperm(task.size, generator=rng)
+        for index in order.split(size)[: updates - done]:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(network(x[index]), y[index])
+            loss.backward()
+            optimizer.step()
+            done += 1
+    return time.perf_counter() - start

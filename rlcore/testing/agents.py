@@ -1,0 +1,264 @@
+"""The conformance suite of agents: what the engine relies on, and that the agent learns at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlcore import build, checkpoint, registry
+from rlcore import config as configs
+from rlcore.agent import Agent
+from rlcore.config import Config
+from rlcore.evaluation import evaluate
+from rlcore.native import BatchedEnv
+from rlcore.trainer import Trainer
+from rlcore.tree import leaves, tmap
+from rlcore.types import Batch
+from rlcore.vector import Autoreset, Split
+
+# What makes a host wait for a device, or a shape depend on values.
+_SYNCHRONISING = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal")
+
+
+class Echo(BatchedEnv):
+    """The smallest task there is: one step, the observation names the action that is rewarded.
+
+    Discrete: reward 1 for the action whose number is observed. Continuous: minus the squared distance
+    to the number observed, scaled to [-1, 1].
+    """
+
+    num_uniforms = 1
+
+    def __init__(
+        self,
+        num_envs: int,
+        device: str = "cpu",
+        split: Split = "train",
+        autoreset: Autoreset = "same_step",
+        actions: int = 4,
+        continuous: bool = False,
+    ) -> None:
+        self.actions, self.continuous = actions, continuous
+        super().__init__(
+            num_envs,
+            device,
+            split,
+            autoreset,
+            obs_space=spaces.Box(0, 1, (actions,)),
+            action_space=spaces.Box(-1, 1, (1,)) if continuous else spaces.Discrete(actions),
+            max_episode_steps=2,
+        )
+
+    def initial(self, u: Tensor) -> Tensor:
+        """Choose what to name."""
+        return (u * self.actions).floor()
+
+    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward the action and end the episode."""
+        if self.continuous:
+            wanted = 2 * state / (self.actions - 1) - 1
+            reward = -(action - wanted).square().sum(-1)
+        else:
+            reward = (action == state[:, 0]).float()
+        return state, reward.float(), torch.ones_like(reward, dtype=torch.bool)
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Name the action."""
+        return torch.nn.functional.one_hot(state[:, 0].long(), self.actions).float()
+
+
+if "Echo" not in registry.names("envs"):
+    registry.register("envs", "Echo", Echo)
+
+
+def check_agent(recipe: str | Path | Mapping[str, Any], learns: Mapping[str, Any] | None = None) -> None:
+    """Hold an agent to the contract on the recipe's environment, and see that it learns a tiny problem.
+
+    Args:
+        recipe: a recipe's name, file or settings. Only its first few iterations are run.
+        learns: overrides of the recipe under which the tiny problem is learnt; None: the `Echo` task
+            (for agents that act), or 300 updates on one batch (for those that learn from a dataset).
+
+    Raises:
+        AssertionError: says what does not hold.
+        UserError: the recipe is not valid.
+    """
+    config = configs.validate(configs.read(recipe))
+    trainer = build.trainer(config)
+    check_act(trainer)
+    check_loss(trainer)
+    check_determinism(config)
+    check_resume(config)
+    check_learns(config, learns)
+    trainer.source.env.close()
+
+
+class _Closed(TorchDispatchMode):
+    """Fails where a function waits for a value: such a function can be neither compiled nor captured."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).rsplit(".", 1)[0]
+        assert name not in _SYNCHRONISING, f"{self.what} reads a value or indexes by a mask ({name})"
+        return func(*args, **(kwargs or {}))
+
+
+def check_act(trainer: Trainer) -> None:
+    """Shapes, spaces, independence of rows, a function of its arguments only."""
+    agent, env = trainer.agent, trainer.source.env
+    space, device = env.spec.action_space, env.device
+    knobs = {name: torch.tensor(schedule(0.5), device=device) for name, schedule in agent.schedules().items()}
+    obs, extras = env.reset(7)
+    n = env.num_envs
+    for rows in {1, n}:
+        some = tmap(lambda x, rows=rows: x[:rows], obs)
+        mask = extras["action_mask"][:rows] if "action_mask" in extras else None
+        rng = torch.Generator(device).manual_seed(1)
+        noise = agent.noise("act", rows, rng)
+        before = torch.get_rng_state()
+        for explore in (True, False):
+            with torch.no_grad(), _Closed("act"):
+                first, again = (
+                    agent.act(some, agent.initial_state(rows), knobs, noise if explore else {}, mask, explore)
+                    for _ in range(2)
+                )
+            shape = (rows, *(space.shape or ()))
+            assert first.action.shape == shape, f"act returned actions of shape {first.action.shape}, expected {shape}"
+            for x, y in zip(leaves(first), leaves(again), strict=True):
+                assert torch.equal(x, y), "act gave two answers to the same arguments"
+            if not isinstance(space, spaces.Box):
+                for action in first.action.cpu().numpy():
+                    assert space.contains(action), f"act chose {action}, which is not in {space}"
+            states = list(leaves(agent.initial_state(rows)))
+            for old, new in zip(states, leaves(first.state), strict=True):
+                assert old.shape == new.shape and old.dtype == new.dtype, "act changed the recurrent state's layout"
+        assert torch.equal(before, torch.get_rng_state()), "act drew from torch's global generator, not from its noise"
+
+
+def check_loss(trainer: Trainer) -> None:
+    """A scalar sum over items, closed under tensors, differentiable for every group."""
+    agent = trainer.agent.train()
+    batch = first_batch(trainer)
+    for group, function in agent.phases(0):
+        before = torch.get_rng_state()
+        with _Closed("loss"):
+            out, again = function(batch), function(batch)
+        assert out.total.dim() == 0, f"loss total has shape {tuple(out.total.shape)}, expected ()"
+        assert torch.isfinite(out.total), "the first loss is not finite"
+        assert float(out.count) > 0, f"loss counts {out.count} items"
+        for name, value in out.metrics.items():
+            assert isinstance(value, Tensor) and value.dim() == 0, f"metric '{name}' is not a 0-dim tensor"
+            assert not value.requires_grad, f"metric '{name}' carries a gradient"
+        if not any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in agent.modules()):
+            assert torch.equal(out.total, again.total), "loss gave two answers to the same batch"
+            assert torch.equal(before, torch.get_rng_state()), "loss drew from torch's global generator"
+        parameters = agent.groups()[group]
+        gradients = torch.autograd.grad(out.total, parameters, allow_unused=True)
+        assert any(g is not None and bool(g.any()) for g in gradients), f"group '{group}' gets no gradient"
+
+
+def check_determinism(config: Config[Any]) -> None:
+    """Two runs of one seed agree bit for bit; another seed does not."""
+    first, again, other = (_trained(c, 3) for c in (config, config, config.model_copy(update={"seed": config.seed + 1})))
+    assert _same(first.agent, again.agent), "two runs of one seed ended with different weights"
+    assert not _same(first.agent, other.agent), "two seeds ended with the same weights"
+
+
+def check_resume(config: Config[Any], iterations: int = 3) -> None:
+    """A run continued from a checkpoint on disk ends with the state of one never interrupted."""
+    whole = _trained(config, 2 * iterations)
+    half = _trained(config, iterations)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder), half.clock.frames, half.agent.state_dict(), half.state_dict())
+        saved = checkpoint.load(Path(folder))
+        rest = build.trainer(config)
+        rest.agent.load_state_dict(saved.agent)
+        rest.load_state_dict(saved.state)
+    half.source.env.close()
+    iterate(rest, iterations)
+    assert _same(whole.agent, rest.agent), "a resumed run ended with other weights than an uninterrupted one"
+    ours, theirs = whole.state_dict(), rest.state_dict()
+    ours.pop("train_seconds"), theirs.pop("train_seconds")
+    difference = first_difference(ours, theirs)
+    assert difference is None, f"a resumed run ended with another state than an uninterrupted one: {difference}"
+
+
+def check_learns(config: Config[Any], learns: Mapping[str, Any] | None) -> None:
+    """The agent masters a problem that any learner masters."""
+    if config.source.name == "dataset":
+        trainer = build.trainer(config)
+        batch = first_batch(trainer)
+        losses = [float(trainer.update(batch).metrics["loss"]) for _ in range(300)]
+        assert losses[-1] < 0.7 * losses[0], f"300 updates on one batch took the loss from {losses[0]} to {losses[-1]}"
+        return
+    env = build.env(config.env, config.device, num_envs=1)
+    continuous = isinstance(env.spec.action_space, spaces.Box)
+    env.close()
+    raw = config.model_dump()
+    raw["env"] = {"id": "Echo", "num_envs": 8, "kwargs": {"continuous": continuous}}
+    raw["agent"]["network"] = {"name": "mlp", "kwargs": {"hidden": [32]}}
+    raw["budget"] = {"frames": 4000}
+    if config.source.name == "replay":
+        raw["source"] |= {"learning_starts": 200, "updates_per_frame": 0.25, "frames_per_iteration": 8}
+    trainer = build.trainer(configs.validate(configs.override(raw, learns or {})))
+    trainer.fit()
+    mean = evaluate(trainer.agent, trainer.source.env, 64, 0)["mean"]
+    enough = -0.05 if continuous else 0.95
+    assert mean >= enough, f"after 4,000 one-step episodes of Echo the mean return is {mean:.3f}, expected {enough}"
+
+
+def first_batch(trainer: Trainer) -> Batch:
+    """Collect until the source yields a batch."""
+    while True:
+        for batch in trainer.source.collect(trainer.agent, trainer.clock):
+            return batch
+
+
+def iterate(trainer: Trainer, iterations: int) -> None:
+    """Run that many iterations that learn, whatever the budget."""
+    trainer.agent.train()
+    while iterations:
+        updates = trainer.clock.updates
+        for batch in trainer.source.collect(trainer.agent, trainer.clock):
+            trainer.source.feedback(batch, trainer.update(batch))
+        trainer.clock.iterations += 1
+        iterations -= trainer.clock.updates > updates
+
+
+def _trained(config: Config[Any], iterations: int) -> Trainer:
+    trainer = build.trainer(config)
+    iterate(trainer, iterations)
+    return trainer
+
+
+def _same(one: Agent, other: Agent) -> bool:
+    return first_difference(one.state_dict(), other.state_dict()) is None
+
+
+def first_difference(one: Any, other: Any, path: str = "") -> str | None:
+    """Return where two nested states differ first, or None."""
+    if isinstance(one, Tensor):
+        same = isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return None if same else path
+    if isinstance(one, dict):
+        if not isinstance(other, dict) or one.keys() != other.keys():
+            return path
+        pairs = [(f"{path}/{key}", one[key], other[key]) for key in one]
+    elif isinstance(one, (list, tuple)):
+        if not isinstance(other, (list, tuple)) or len(one) != len(other):
+            return path
+        pairs = [(f"{path}/{i}", x, y) for i, (x, y) in enumerate(zip(one, other, strict=True))]
+    else:
+        return None if one == other else path
+    found = (first_difference(x, y, at) for at, x, y in pairs)
+    return next((at for at in found if at is not None), None)
