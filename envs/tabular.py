@@ -1,0 +1,186 @@
+"""Regression and classification over tables, as one-step tasks and as environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs import metrics
+from envs.columns import Encoding
+from envs.criterion import criterion, negative
+from envs.fitting import Prepared, prepare
+from envs.one_step import OneStep
+from envs.options import LineConfig, Preparation, TabularConfig, validated
+from envs.report import render, report
+from envs.table import Table, partition, read
+from rlcore.errors import UserError
+from rlcore.types import Example, Spec
+from rlcore.vector import Autoreset, Split
+
+
+class TableTask:
+    """Examples of one split of a prepared table, in memory on the device."""
+
+    def __init__(self, prepared: Prepared, split: Split, device: str | torch.device, spec: Spec) -> None:
+        self.prepared, self.spec = prepared, spec
+        self.reward = spec.reward or right
+        rows = prepared.parts[split]
+        if not len(rows):
+            raise UserError(f"{prepared.table.name}: the {split} split is empty, expected at least one row")
+        table = prepared.table.take(rows)
+        self._x = prepared.encoding.encode(table).to(device)  # (size, F)
+        self._target = prepared.encoding.target.encode(table).to(device)  # (size, 1) or (size,)
+
+    @property
+    def size(self) -> int:
+        """Number of examples of this split."""
+        return len(self._target)
+
+    def draw(self, index: Tensor) -> Example:
+        """Return the examples (B, ...) at ``index`` (B,) int64."""
+        return Example(self._x.index_select(0, index), self._target.index_select(0, index))
+
+    def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
+        """Return mse, rmse, mae and r2 in the target's units; or accuracy and, for logits, cross_entropy."""
+        prediction, true, target = outcomes["prediction"], outcomes["target"], self.prepared.encoding.target
+        if target.classes is not None:
+            return metrics.classification(prediction, true)
+        return metrics.regression(target.units(prediction), target.units(true))
+
+
+def right(action: Tensor, target: Tensor) -> Tensor:
+    """Return 1 where the chosen class (B,) is the true one (B,), else 0."""
+    return (action == target).float()
+
+
+def specify(encoding: Encoding, config: TabularConfig | LineConfig) -> Spec:
+    """Return the spaces of a table's task, and the reward where it is a known differentiable function."""
+    obs_space = spaces.Box(-np.inf, np.inf, (len(encoding.outputs),), np.float32)
+    classes = encoding.target.classes
+    if classes is None:
+        reward, width = negative(criterion(config.loss or "MSELoss", "regression")), 1
+    elif isinstance(config, TabularConfig) and config.bandit:
+        return Spec(obs_space, spaces.Discrete(len(classes)))
+    else:
+        reward, width = negative(criterion(config.loss or "CrossEntropyLoss", "classification")), len(classes)
+    return Spec(obs_space, spaces.Box(-np.inf, np.inf, (width,), np.float32), reward=reward)
+
+
+class TablePredictor:
+    """Predicts new rows from a fitted encoding alone."""
+
+    def __init__(self, encoding: Encoding, spec: Spec) -> None:
+        self.encoding, self.spec = encoding, spec
+
+    def encode(self, inputs: str | Path | Sequence[Mapping[str, object]]) -> tuple[Tensor, list[str]]:
+        """Return observations (B, F) for the rows of a CSV file or {column: value} mappings, and remarks.
+
+        Raises:
+            UserError: the file cannot be read, or a row lacks what the encoding needs.
+        """
+        rows = read(inputs) if isinstance(inputs, (str, Path)) else inputs
+        remarks = [
+            f"column '{name}': {count} of {len(rows)} rows hold a category unknown to training, encoded as zeros"
+            for name, count in self.encoding.unknown(rows).items()
+            if count
+        ]
+        return self.encoding.encode(rows), remarks
+
+    def decode(self, action: Tensor) -> list[Any]:
+        """Return B numbers in the target's units, or B class labels."""
+        return self.encoding.decode(action)
+
+
+class TableEnv(OneStep):
+    """What environments over tables share: the saved preprocessing, the report, prediction."""
+
+    Config: ClassVar[type[TabularConfig | LineConfig]]
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: TabularConfig | LineConfig,
+        num_envs: int,
+        device: str | torch.device,
+        split: Split,
+        autoreset: Autoreset,
+    ) -> None:
+        self.prepared = prepared
+        spec = specify(prepared.encoding, config)
+        super().__init__(TableTask(prepared, split, device, spec), num_envs, device, split, autoreset)
+
+    def fitted(self) -> dict[str, Any]:
+        """Return the keyword ``encoding`` that makes another instance encode as this one does."""
+        return {"encoding": self.prepared.encoding.state()}
+
+    def report(self) -> tuple[dict[str, Any], str]:
+        """Return the data-quality report of the whole table as a dict (see `envs.report`) and as text."""
+        values = report(self.prepared)
+        return values, render(values)
+
+    @classmethod
+    def predictor(cls, kwargs: Mapping[str, Any]) -> TablePredictor:
+        """Return what predicts new rows, from the environment's keywords and what ``fitted`` returned."""
+        config = validated(cls.Config, kwargs)
+        encoding = Encoding.from_state(config.encoding or {})
+        return TablePredictor(encoding, specify(encoding, config))
+
+
+class Tabular(TableEnv):
+    """Predict a column of a table. Keywords: `TabularConfig`.
+
+    Raises:
+        UserError: a keyword is unknown or of the wrong kind, or the table cannot be used as asked.
+    """
+
+    Config = TabularConfig
+
+    def __init__(
+        self,
+        num_envs: int,
+        device: str | torch.device = "cpu",
+        split: Split = "train",
+        autoreset: Autoreset = "same_step",
+        **kwargs: Any,
+    ) -> None:
+        config = validated(TabularConfig, kwargs)
+        encoding = Encoding.from_state(config.encoding) if config.encoding else None
+        fractions = (config.val_fraction, config.test_fraction, config.split_seed)
+        prepared = prepare(read(config.path), config, *fractions, encoding)
+        super().__init__(prepared, config, num_envs, device, split, autoreset)
+
+
+class Line(TableEnv):
+    """Points around a line: y = slope * x + intercept + noise. Keywords: `LineConfig`.
+
+    x is in units of the training inputs, which have mean 0 and standard deviation 1 exactly; y is not scaled.
+    """
+
+    Config = LineConfig
+
+    def __init__(
+        self,
+        num_envs: int,
+        device: str | torch.device = "cpu",
+        split: Split = "train",
+        autoreset: Autoreset = "same_step",
+        **kwargs: Any,
+    ) -> None:
+        config = validated(LineConfig, kwargs)
+        encoding = Encoding.from_state(config.encoding) if config.encoding else None
+        fractions = (config.val_fraction, config.test_fraction, config.split_seed)
+        rng = np.random.default_rng(config.data_seed)
+        x, noise = rng.standard_normal((2, config.n))
+        train = x[partition(np.arange(config.n), *fractions)["train"]]
+        x = (x - train.mean()) / train.std()
+        y = config.slope * x + config.intercept + config.noise * noise
+        cells = {"x": [repr(v) for v in x.tolist()], "y": [repr(v) for v in y.tolist()]}
+        table = Table("line", cells, list(range(1, config.n + 1)))
+        prepared = prepare(table, Preparation(target="y"), *fractions, encoding)
+        super().__init__(prepared, config, num_envs, device, split, autoreset)
