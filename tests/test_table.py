@@ -272,7 +272,9 @@ def test_nothing_is_fitted_on_held_out_rows():
 
 
 def test_constant_and_empty_columns_are_left_out():
-    t = table(a=[1, 2, 3], k=[7, 7, 7], tiny=["1e-200", "2e-200", "3e-200"], e=["", "", ""], s=["x", "x", "x"], y=[1, 2, 3])
+    t = table(
+        a=[1, 2, 3], k=[7, 7, 7], tiny=["1e-200", "2e-200", "3e-200"], e=["", "", ""], s=["x", "x", "x"], y=[1, 2, 3]
+    )
     assert prepared(t).encoding.outputs == ["a"]
     with pytest.raises(UserError, match=r"t: none of the features \['k', 's'\] varies over the training rows"):
         prepared(t, features=["k", "s"])
