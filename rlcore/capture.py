@@ -49,9 +49,7 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset, remembering how to do it again."""
         self.ended = self.must_reset = False
-        if self.core is not None:
-            self.core.begin()
-        elif self.why is None:
+        if self.core is None and self.why is None:
             self.actions.clear()
             self.digest = 0
             try:
@@ -87,7 +85,7 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
         around: dict[str, Any] = {"rng": freeze(generator), "seeded": freeze(core._np_random_seed), "wrappers": []}
         for wrapper in _chain(self.env):
             attributes = {name: value for name, value in vars(wrapper).items() if _is_state(name, value)}
-            around["wrappers"].append(_freeze_all(attributes, wrapper))
+            around["wrappers"].append({n: _freeze_attribute(wrapper, n, v) for n, v in attributes.items()})
         return around
 
     def _restore_around(self, state: dict[str, Any]) -> None:
@@ -136,7 +134,7 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
             self.step(action.copy() if action.ndim else action)
         if self.digest != state["digest"]:
             raise UserError(
-                f"environment {_name(self)}: its captured episode of {len(actions)} steps, replayed, shows something else; "
+                f"environment {_name(self)}: its captured episode of {len(actions)} steps, replayed, goes otherwise: "
                 f"it depends on more than its generator and its actions, or its version has changed"
             )
 
@@ -260,14 +258,11 @@ def _is_state(name: str, value: Any) -> bool:
     return name not in NOT_STATE and not constant
 
 
-def _freeze_all(attributes: dict[str, Any], owner: Any) -> dict[str, Any]:
-    frozen = {}
-    for name, value in attributes.items():
-        try:
-            frozen[name] = freeze(value, attribute=True)
-        except NotCapturable as error:
-            raise NotCapturable(f"wrapper {type(owner).__name__} holds {error} in '{name}'") from None
-    return frozen
+def _freeze_attribute(owner: Any, name: str, value: Any) -> Any:
+    try:
+        return freeze(value, attribute=True)
+    except NotCapturable as error:
+        raise NotCapturable(f"wrapper {type(owner).__name__} holds {error} in '{name}'") from None
 
 
 def _name(env: gym.Env[Any, Any]) -> str:

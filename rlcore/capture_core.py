@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from rlcore.freeze import freeze, thaw
@@ -21,9 +21,6 @@ CLASSIC = {
 
 class Core(ABC):
     """Reads and writes the state of one unwrapped environment."""
-
-    def begin(self) -> None:
-        """Hear that the environment is about to be reset."""
 
     @abstractmethod
     def save(self) -> dict[str, Any]:
@@ -58,24 +55,22 @@ class MuJoCo(Core):
     """
 
     def __init__(self, env: Any) -> None:
-        import mujoco
-
+        mujoco: Any = importlib.import_module("mujoco")
         self.mujoco, self.env = mujoco, env
         self.kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self.before = np.empty(mujoco.mj_stateSize(env.model, self.kind))
         self.simulated = False
-        simulate = env._step_mujoco_simulation
+        self.simulate, self.restart = env._step_mujoco_simulation, env.reset
+        env._step_mujoco_simulation, env.reset = self._simulate, self._reset
 
-        def remember_and_simulate(ctrl: Any, n_frames: int) -> None:
-            mujoco.mj_getState(env.model, env.data, self.before, self.kind)
-            self.simulated = True
-            simulate(ctrl, n_frames)
-
-        env._step_mujoco_simulation = remember_and_simulate
-
-    def begin(self) -> None:
-        """Forget the last episode's simulation."""
+    def _reset(self, **kwargs: Any) -> Any:
         self.simulated = False
+        return self.restart(**kwargs)
+
+    def _simulate(self, ctrl: Any, n_frames: int) -> None:
+        self.mujoco.mj_getState(self.env.model, self.env.data, self.before, self.kind)
+        self.simulated = True
+        self.simulate(ctrl, n_frames)
 
     def save(self) -> dict[str, Any]:
         """Return the integration state before the last simulation, and that one's controls."""
@@ -144,7 +139,7 @@ class ALE(Core):
         self.env.restore_state(ale_py.ALEState(state["emulator"]))
 
 
-def find_core(env: gym.Env[Any, Any]) -> Core | None:
+def find_core(env: Any) -> Core | None:
     """Return what reads an unwrapped environment, or None if its episodes have to be replayed.
 
     Subclasses made elsewhere may hold more state, so only the very classes count.

@@ -25,8 +25,10 @@ def freeze(value: Any, attribute: bool = False) -> Any:
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return value.copy()
-    if type(value) in (list, tuple):
-        return type(value)(freeze(item) for item in value)
+    if type(value) is list:
+        return [freeze(item) for item in value]
+    if type(value) is tuple:
+        return tuple(freeze(item) for item in value)
     if type(value) is deque:
         return {"$deque": [freeze(item) for item in value], "maxlen": value.maxlen}
     if isinstance(value, dict) and all(type(key) in (str, int) for key in value):

@@ -216,8 +216,9 @@ class GymVector(VectorEnv):
 
     def capture(self) -> list[dict[str, Any]] | None:
         """Return one state per environment, or None and set ``why_not_capturable``; see `VectorEnv.capture`."""
-        if self.why_not_capturable is None:
-            states, self.why_not_capturable = capture_vector(self.env)
+        if self.why_not_capturable is not None:
+            return None
+        states, self.why_not_capturable = capture_vector(self.env)
         if self.why_not_capturable is not None:
             return None
         captured = [{"env": state, "ended": ended} for state, ended in zip(states, self._ended.tolist(), strict=True)]
