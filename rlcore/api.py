@@ -94,9 +94,10 @@ def _fit(trainer: Trainer, config: Config[Any], folder: Path, resume: bool, prog
         with interruptible(trainer):
             trainer.fit()
     except UserError as error:
-        good = checkpoint.latest(checkpoints)
         _write_result(trainer, folder, {"status": "failed", "error": str(error)})
-        raise type(error)(f"{error}; last good checkpoint: {good or 'none'}") from None
+        if not isinstance(error, Diverged):
+            raise
+        raise Diverged(f"{error}; last good checkpoint: {checkpoint.latest(checkpoints) or 'none'}") from None
     run = Run(folder, config, trainer.agent, trainer.source.env.spec, {})
     if trainer.interrupted:
         progress.message(f"interrupted at frame {trainer.clock.frames}; continue with --resume --out {folder}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -247,9 +248,9 @@ def _same(one: Agent, other: Agent) -> bool:
 
 def first_difference(one: Any, other: Any, path: str = "") -> str | None:
     """Return where two nested states differ first, or None."""
-    if isinstance(one, Tensor):
-        same = isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-        return None if same else path
+    if isinstance(one, (Tensor, np.ndarray)):
+        same = type(one) is type(other) and one.dtype == other.dtype and one.shape == other.shape
+        return None if same and bool((one == other).all()) else path
     if isinstance(one, dict):
         if not isinstance(other, dict) or one.keys() != other.keys():
             return path
