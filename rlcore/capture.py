@@ -41,7 +41,7 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
         self.core: Core | None = find_core(env.unwrapped)
         self.episode: dict[str, Any] = {}  # how it began, if it has to be replayed
         self.actions = bytearray()
-        self.action = np.zeros(0)  # the last one; all have its shape and dtype
+        self.action = np.zeros(())  # the last one; all have its shape and dtype
         self.digest = 0  # of what the episode has shown so far
         self.ended = self.must_reset = False
         self.why = _declared(env)
@@ -108,8 +108,8 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
             return {"why": self.why}
         if self.core is not None:
             return state | {"core": self.core.save()}
-        like = {"dtype": self.action.dtype.str, "shape": list(self.action.shape)}
-        return state | {"episode": self.episode, "actions": bytes(self.actions), **like, "digest": self.digest}
+        actions = np.frombuffer(self.actions, self.action.dtype).reshape(-1, *self.action.shape).copy()  # (T, ...)
+        return state | {"episode": self.episode, "actions": actions, "digest": self.digest}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where ``capture`` was called.
@@ -129,13 +129,12 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
         episode = state["episode"]
         self._restore_around(episode["before"])
         self.reset(seed=episode["seed"], options=thaw(episode["options"]))
-        actions = np.frombuffer(state["actions"], np.dtype(state["dtype"])).reshape(-1, *state["shape"])
-        for action in actions:
-            self.step(action.copy() if action.ndim else action)
+        for action in state["actions"]:
+            self.step(action.copy())
         if self.digest != state["digest"]:
             raise UserError(
-                f"environment {_name(self)}: its captured episode of {len(actions)} steps, replayed, goes otherwise: "
-                f"it depends on more than its generator and its actions, or its version has changed"
+                f"environment {_name(self)}: its captured episode of {len(state['actions'])} steps, replayed, goes "
+                f"otherwise: it depends on more than its generator and its actions, or its version has changed"
             )
 
     captured = property(
