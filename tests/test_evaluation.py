@@ -1,0 +1,126 @@
+"""Evaluation: every episode from its own seed, each counted once, whatever the number of environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from agents.configs import DQNConfig, SupervisedConfig
+from agents.dqn import DQN
+from agents.supervised import Supervised
+from envs.cartpole import CartPole
+from envs.tabular import Line
+from rlcore.agent import Agent
+from rlcore.config import AgentConfig, NetworkConfig
+from rlcore.evaluation import evaluate, play
+from rlcore.gym_vector import GymVector
+from rlcore.types import Act, Batch, Loss
+
+TINY = NetworkConfig(name="mlp", kwargs={"hidden": [8]})
+
+
+class Seeded(gym.Env[np.ndarray, int]):
+    """Lives as many steps as its seed modulo 7 plus 1; the reward of each step is the seed."""
+
+    observation_space = spaces.Box(0, 1e9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.value = seed if seed is not None else 999_999  # an episode that nobody seeded must not count
+        self.left = self.value % 7 + 1
+        return np.array([self.value], np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        return np.array([self.value], np.float32), float(self.value), self.left == 0, False, {}
+
+
+class Still(Agent):
+    """Does nothing, and remembers in which mode it acted."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(AgentConfig(), spec)
+        self.dropout = nn.Dropout(0.5)
+        self.modes: list[bool] = []
+
+    def act(self, obs: Any, state: Any, knobs: Any, noise: Any, mask: Any = None, explore: bool = True) -> Act:
+        self.modes.append(self.training or explore)
+        return Act(torch.zeros(len(obs), dtype=torch.int64))
+
+    def loss(self, batch: Batch) -> Loss:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("mode", list(gym.vector.AutoresetMode)[:2])
+@pytest.mark.parametrize("num_envs", [1, 3, 8, 40])
+def test_each_seed_is_played_exactly_once(num_envs: int, mode: Any) -> None:
+    env = GymVector(gym.vector.SyncVectorEnv([Seeded] * num_envs, autoreset_mode=mode))
+    played = play(Still(env.spec), env, 20, 100)
+    expected = [(s % 7 + 1) * s for s in range(100, 120)]
+    assert played.returns.tolist() == expected
+    assert played.lengths.tolist() == [s % 7 + 1 for s in range(100, 120)]
+
+
+def test_mode_and_global_random_state_are_left_as_they_were() -> None:
+    env = GymVector(gym.vector.SyncVectorEnv([Seeded] * 2, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP))
+    agent = Still(env.spec).train()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    evaluate(agent, env, 3, 0)
+    assert agent.training
+    assert not any(agent.modes), "evaluation acts greedily, in eval mode"
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("num_envs", [1, 7, 16])
+def test_a_network_is_judged_alike_with_any_number_of_environments(num_envs: int) -> None:
+    torch.manual_seed(1)
+    env = CartPole(16)
+    agent = DQN(DQNConfig(network=TINY), env.spec)
+    expected = play(agent, env, 16, 10_000).returns.tolist()
+    assert play(agent, CartPole(num_envs), 16, 10_000).returns.tolist() == expected
+    assert len(set(expected)) > 1, "episodes differ by their seeds"
+
+
+def test_a_task_is_scored_on_every_held_out_row() -> None:
+    env = Line(5, split="test", n=200, test_fraction=0.3)
+    agent = Supervised(SupervisedConfig(network=NetworkConfig(name="mlp", kwargs={"hidden": []})), env.spec)
+    assert env.episodes == 60
+    result = evaluate(agent, env, env.episodes, 10_000)
+    x, y = env.task.draw(torch.arange(60))
+    with torch.no_grad():
+        error = (agent.network(x) - y).flatten()
+    assert result["mse"] == pytest.approx(error.square().mean().item(), rel=1e-5)
+    assert result["mae"] == pytest.approx(error.abs().mean().item(), rel=1e-5)
+    assert result["r2"] == pytest.approx(1 - (error.square().sum() / (y - y.mean()).square().sum()).item(), rel=1e-4)
+    assert result["mean"] == pytest.approx(-result["mse"], rel=1e-5)
+
+
+def test_an_endless_episode_counts_as_it_stands() -> None:
+    env = CartPole(2)
+    torch.manual_seed(1)
+    played = play(DQN(DQNConfig(network=TINY), env.spec), env, 2, 0, max_steps=5)
+    assert played.lengths.tolist() == [5, 5]
+
+
+class Successful(Seeded):
+    """Says of each episode whether its seed is even."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"is_success": terminated and self.value % 2 == 0}
+
+
+def test_success_rate_comes_from_the_last_step_of_each_episode() -> None:
+    vector = gym.vector.SyncVectorEnv([Successful] * 4, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    env = GymVector(vector, extras=("is_success",))
+    assert evaluate(Still(env.spec), env, 11, 0)["success_rate"] == pytest.approx(6 / 11)
+
+
