@@ -21,6 +21,7 @@ from torch import Tensor, as_tensor
 
 from rlcore import registry
 from rlcore.gym_vector import MODES
+from rlcore.native import seed_list
 from rlcore.tree import tmap
 from rlcore.vector import VectorEnv
 
@@ -108,6 +109,8 @@ class GymVectorEnv(gym.vector.VectorEnv[Any, Any, np.ndarray]):
         """Start episodes: all, or those of ``options["reset_mask"]``; without any seed so far, from random ones."""
         if seed is None and self._np_random is None:
             seed = int(self.np_random.integers(2**31))
+        elif seed is not None:
+            super().reset(seed=seed_list(seed, self.num_envs)[0])
         mask = (options or {}).get("reset_mask")
         obs, extras = self.env.reset(seed, None if mask is None else as_tensor(mask, device=self.env.device))
         return numpy(obs), self._infos(extras, np.ones(self.num_envs, np.bool_) if mask is None else mask)
