@@ -1,7 +1,7 @@
 """Supervised learning as a degenerate reinforcement-learning task.
 
 An episode has one step: observation x, action = the prediction, reward = -criterion(prediction, target).
-The reward is a known differentiable function, so the loss is its exact gradient: loss = -sum of rewards.
+The reward is a known differentiable function, so the task gives the loss directly: minus the sum of rewards.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Supervised(Agent):
 
     def __init__(self, config: SupervisedConfig, spec: Spec) -> None:
         super().__init__(config, spec)
-        if spec.reward is None or not isinstance(spec.action_space, spaces.Box):
+        if spec.loss is None or not isinstance(spec.action_space, spaces.Box):
             raise UserError(
                 f"agent 'supervised' cannot serve action space {spec.action_space} "
-                f"{'' if spec.reward else 'of an environment without labelled examples'}; expected a task with a Box"
+                f"{'' if spec.loss else 'of an environment without labelled examples'}; expected a task with a Box"
             )
-        self.reward = spec.reward
+        self.criterion = spec.loss
         self.shape = spec.action_space.shape
         features = build_network(config.network, spec.obs_space)
         self.network = nn.Sequential(features, nn.Linear(features.out_features, int(np.prod(self.shape))))
@@ -50,5 +50,4 @@ class Supervised(Agent):
     def loss(self, batch: Batch) -> Loss:
         example: Example = batch.data
         prediction = self.network(example.obs).view(-1, *self.shape)
-        reward = self.reward(prediction, example.target)  # (B,)
-        return Loss(-reward.sum(), len(reward))
+        return Loss(self.criterion(prediction, example.target), len(prediction))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +43,21 @@ def _slopes(module: nn.Module, kind: str) -> Tensor:
     return torch.as_tensor(jacobian).abs().sum(-1)
 
 
-def negative(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the reward (prediction (B, ...), target (B, ...)) -> (B,), minus the loss of each item."""
+class Criterion:
+    """A loss of torch as the reward of single items, and as the loss that is its exact gradient.
 
-    def reward(prediction: Tensor, target: Tensor) -> Tensor:
-        values = loss(prediction, target)
-        return -(values.flatten(1).mean(1) if values.dim() > 1 else values)
+    Raises:
+        UserError: as `criterion`.
+    """
 
-    return reward
+    def __init__(self, name: str, kind: str) -> None:
+        self.each = criterion(name, kind)
+        self.summed = type(self.each)(reduction="sum")
+
+    def reward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return minus the loss of each item (B,)."""
+        return -self.each(prediction, target).view(len(target))
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return minus the sum of the rewards, (), in one operation."""
+        return self.summed(prediction, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs import metrics
 from envs.columns import Encoding
-from envs.criterion import criterion, negative
+from envs.criterion import Criterion
 from envs.fitting import Prepared, prepare
 from envs.one_step import OneStep
 from envs.options import LineConfig, Preparation, TabularConfig, validated
@@ -23,13 +23,16 @@ from rlcore.errors import UserError
 from rlcore.types import Example, Spec
 from rlcore.vector import Autoreset, Split
 
+Reward = Callable[[Tensor, Tensor], Tensor]  # (prediction (B, ...), target (B, ...)) -> (B,)
+
 
 class TableTask:
     """Examples of one split of a prepared table, in memory on the device."""
 
-    def __init__(self, prepared: Prepared, split: Split, device: str | torch.device, spec: Spec) -> None:
-        self.prepared, self.spec = prepared, spec
-        self.reward = spec.reward or right
+    def __init__(
+        self, prepared: Prepared, split: Split, device: str | torch.device, spec: Spec, reward: Reward
+    ) -> None:
+        self.prepared, self.spec, self.reward = prepared, spec, reward
         rows = prepared.parts[split]
         if not len(rows):
             raise UserError(f"{prepared.table.name}: the {split} split is empty, expected at least one row")
@@ -59,17 +62,18 @@ def right(action: Tensor, target: Tensor) -> Tensor:
     return (action == target).float()
 
 
-def specify(encoding: Encoding, config: TabularConfig | LineConfig) -> Spec:
-    """Return the spaces of a table's task, and the reward where it is a known differentiable function."""
+def specify(encoding: Encoding, config: TabularConfig | LineConfig) -> tuple[Spec, Reward]:
+    """Return the spaces of a table's task, with the loss where the reward is differentiable, and the reward."""
     obs_space = spaces.Box(-np.inf, np.inf, (len(encoding.outputs),), np.float32)
     classes = encoding.target.classes
+    if isinstance(config, TabularConfig) and config.bandit:
+        return Spec(obs_space, spaces.Discrete(len(classes or ()))), right
     if classes is None:
-        reward, width = negative(criterion(config.loss or "MSELoss", "regression")), 1
-    elif isinstance(config, TabularConfig) and config.bandit:
-        return Spec(obs_space, spaces.Discrete(len(classes)))
+        criterion, width = Criterion(config.loss or "MSELoss", "regression"), 1
     else:
-        reward, width = negative(criterion(config.loss or "CrossEntropyLoss", "classification")), len(classes)
-    return Spec(obs_space, spaces.Box(-np.inf, np.inf, (width,), np.float32), reward=reward)
+        criterion, width = Criterion(config.loss or "CrossEntropyLoss", "classification"), len(classes)
+    action_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
+    return Spec(obs_space, action_space, loss=criterion.loss), criterion.reward
 
 
 class TablePredictor:
@@ -112,8 +116,8 @@ class TableEnv(OneStep):
         autoreset: Autoreset,
     ) -> None:
         self.prepared = prepared
-        spec = specify(prepared.encoding, config)
-        super().__init__(TableTask(prepared, split, device, spec), num_envs, device, split, autoreset)
+        spec, reward = specify(prepared.encoding, config)
+        super().__init__(TableTask(prepared, split, device, spec, reward), num_envs, device, split, autoreset)
 
     def fitted(self) -> dict[str, Any]:
         """Return the keyword ``encoding`` that makes another instance encode as this one does."""
@@ -129,7 +133,7 @@ class TableEnv(OneStep):
         """Return what predicts new rows, from the environment's keywords and what ``fitted`` returned."""
         config = validated(cls.Config, kwargs)
         encoding = Encoding.from_state(config.encoding or {})
-        return TablePredictor(encoding, specify(encoding, config))
+        return TablePredictor(encoding, specify(encoding, config)[0])
 
 
 class Tabular(TableEnv):

@@ -202,7 +202,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)  # NaN equals itself
+    return tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor  # NaN equals itself
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 
 class Spec(NamedTuple):
-    """What an agent may know of its environment: spaces, and the reward where it is a known function."""
+    """What an agent may know of its environment: spaces, and the loss where the reward is a known function."""
 
     obs_space: gym.Space[Any]  # of one environment
     action_space: gym.Space[Any]  # of one environment
     extras: frozenset[str] = frozenset()  # keys of Step.extras the environment declares
-    reward: Callable[[Tensor, Tensor], Tensor] | None = None  # (prediction (B, ...), target (B, ...)) -> (B,)
+    # Of one-step tasks with a differentiable reward: (prediction (B, ...), target (B, ...)) -> minus the
+    # sum of the rewards, ().
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Step(NamedTuple):

@@ -52,12 +52,13 @@ def test_the_reward_is_minus_the_loss_and_so_is_its_gradient(name):
     step = env.step(network(obs))
     target = step.extras["target"]
     loss = getattr(nn, name.rpartition(".")[2])
-    assert env.spec.reward is not None
-    reward = env.spec.reward(network(obs), target)
+    assert env.spec.loss is not None
+    reward = env.task.reward(network(obs), target)
     assert torch.equal(step.reward, reward)
+    torch.testing.assert_close(env.spec.loss(network(obs), target), -reward.sum())
     per_item = loss(reduction="none")(network(obs), target).reshape(8)
     torch.testing.assert_close(reward, -per_item, rtol=0, atol=0)
-    ours = torch.autograd.grad(-reward.sum() / 8, [*network.parameters()])
+    ours = torch.autograd.grad(env.spec.loss(network(obs), target) / 8, [*network.parameters()])
     theirs = torch.autograd.grad(loss()(network(obs), target), [*network.parameters()])
     assert all(grad.any() for grad in theirs)
     for a, b in zip(ours, theirs, strict=True):
@@ -66,11 +67,9 @@ def test_the_reward_is_minus_the_loss_and_so_is_its_gradient(name):
 
 def test_the_default_losses():
     x, y = everything(env := Tabular(1, **HOUSE))
-    assert env.spec.reward is not None
-    torch.testing.assert_close(env.spec.reward(torch.zeros_like(y), y), -y.square().flatten())
+    torch.testing.assert_close(env.task.reward(torch.zeros_like(y), y), -y.square().flatten())
     x, y = everything(env := Tabular(1, **TERCILES))
-    assert env.spec.reward is not None
-    torch.testing.assert_close(env.spec.reward(torch.zeros(len(x), 3), y), torch.full((len(x),), -np.log(3)).float())
+    torch.testing.assert_close(env.task.reward(torch.zeros(len(x), 3), y), torch.full((len(x),), -np.log(3)).float())
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_all_columns_are_features_by_default():
 def test_bandit_and_supervised_faces_show_the_same_examples():
     bandit, supervised = Tabular(16, bandit=True, **TERCILES), Tabular(16, **TERCILES)
     assert bandit.spec.action_space == spaces.Discrete(3)
-    assert bandit.spec.reward is None
+    assert bandit.spec.loss is None
     assert supervised.spec.action_space.shape == (3,)
     a, b = bandit.reset(seed=3)[0], supervised.reset(seed=3)[0]
     assert torch.equal(a, b)
@@ -257,7 +256,7 @@ def test_a_saved_run_predicts_and_fine_tunes_without_the_old_rows(tmp_path):
     predictor = Tabular.predictor({**kwargs, **fitted})
     assert predictor.spec.obs_space == old.spec.obs_space
     assert predictor.spec.action_space == old.spec.action_space
-    assert predictor.spec.reward is not None
+    assert predictor.spec.loss is not None
     obs, remarks = predictor.encode([{"房间": 3, "城市": "上"}, {"房间": "0", "城市": "广"}])
     assert remarks == ["column '城市': 1 of 2 rows hold a category unknown to training, encoded as zeros"]
     more_csv.write_text("城市,房间\n上,3\n深,0\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""Bit-exact resume: killed at a random moment and resumed, a run ends like one never interrupted.
+
+Every agent, on every kind of source and environment state, is held to it by one test.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rlcore
+from rlcore import checkpoint
+from rlcore.testing.agents import first_difference
+
+TINY = {"network": {"name": "mlp", "kwargs": {"hidden": [16]}}}
+REPLAY: dict[str, Any] = {
+    "source": {"learning_starts": 64, "batch_size": 16, "updates_per_frame": 0.5, "capacity": 300},
+    "env.num_envs": 4,
+    "agent": TINY,
+}
+FAST: dict[str, Any] = {"eval.every": 0, "log.every": 50, "checkpoint.every": 100, "eval.final_episodes": 2}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dqn-native": ("cartpole_dqn", {**REPLAY, "budget.frames": 3000, "eval.every": 500, "eval.episodes": 3}),
+    "dqn-sync": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "sync"}),
+    "dqn-vector": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "vector"}),
+    "dqn-n-step": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "agent.n_step": 3, "agent.target": "polyak"}),
+    "dqn-lunar-lander": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "env.id": "LunarLander-v3"}),
+    "dqn-atari": (
+        "cartpole_dqn",
+        {
+            **REPLAY,
+            "budget.frames": 500,
+            "env.id": "ALE/Breakout-v5",
+            "env.kwargs": {"obs_type": "ram"},
+            "env.num_envs": 2,
+            "eval.max_steps": 50,
+        },
+    ),
+    "dqn-rollout": ("cartpole_online_q", {"budget.frames": 1500}),
+    "dqn-accumulate": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "optim.accumulate": 3}),
+    "dqn-bandit": ("price_class_bandit", {**REPLAY, "budget.frames": 3000}),
+    "supervised-mini-batches": ("house_prices", {"budget.frames": 30000, "checkpoint.every": 1000, "log.every": 500}),
+    "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
+}
+
+
+def _train(recipe: str, overrides: dict[str, Any], out: Path, resume: bool) -> None:
+    rlcore.train(None if resume else recipe, out=out, resume=resume, **({} if resume else overrides))
+
+
+def _killed(recipe: str, overrides: dict[str, Any], out: Path, rng: random.Random) -> None:
+    """Train in a child process and kill it at a random moment after its first checkpoint."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rlcore.api", "agents.dqn", "agents.supervised", "envs.tabular", "ale_py", "Box2D"])
+    child = context.Process(target=_train, args=(recipe, overrides, out, False))
+    child.start()
+    assert child.pid is not None
+    deadline = time.monotonic() + 60
+    while not list((out / "checkpoints").glob("0*")):
+        assert child.is_alive() and time.monotonic() < deadline, "the run ended or hung before its first checkpoint"
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.15))
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    with (run / "progress.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+def _events(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def _final(run: Path) -> tuple[Any, Any]:
+    saved = checkpoint.load(run / "checkpoints")
+    state = {k: v for k, v in saved.state.items() if k not in ("train_seconds", "callbacks")}
+    return saved.agent, state
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_killed_and_resumed_equals_never_interrupted(case: str, tmp_path: Path) -> None:
+    recipe, overrides = CASES[case]
+    overrides = {**FAST, **overrides}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _train(recipe, overrides, whole, resume=False)
+    _killed(recipe, overrides, killed, random.Random(case))
+    assert not (killed / "result.json").exists(), "the run ended before it was killed: make it longer"
+    _train(recipe, overrides, killed, resume=True)
+    (agent, state), (other_agent, other_state) = _final(whole), _final(killed)
+    assert first_difference(agent, other_agent) is None
+    assert first_difference(state, other_state) is None
+    assert _rows(whole) == _rows(killed)
+    assert _events(whole) == _events(killed)
+    for tag, points in _events(killed).items():
+        steps = [step for step, _ in points]
+        assert len(steps) == len(set(steps)), f"{tag} has a step twice"
