@@ -1,0 +1,1 @@
+"""The algorithms, one a file over shared mathematics. Importing this package imports no torch."""

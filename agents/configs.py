@@ -13,7 +13,7 @@ from rlcore.schedules import Annealed, Schedule
 class DQNConfig(AgentConfig):
     """DQN with Double and Dueling as options."""
 
-    learns_from: ClassVar[str] = "replay"
+    learns_from: ClassVar[tuple[str, ...]] = ("replay", "rollout")
 
     name: Literal["dqn"] = Field(default="dqn", description="deep Q-network")
     network: NetworkConfig = NetworkConfig()
@@ -34,7 +34,7 @@ class DQNConfig(AgentConfig):
 class SupervisedConfig(AgentConfig):
     """A network trained on the exact gradient of a task's reward."""
 
-    learns_from: ClassVar[str] = "dataset"
+    learns_from: ClassVar[tuple[str, ...]] = ("dataset",)
 
     name: Literal["supervised"] = Field(default="supervised", description="prediction by gradient of the reward")
     network: NetworkConfig = NetworkConfig()

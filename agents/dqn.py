@@ -1,9 +1,9 @@
 """Deep Q-networks: Mnih et al. 2015, with Double (van Hasselt et al. 2016) and Dueling (Wang et al. 2016).
 
-    y = r + discount * max_a' Q_target(s', a')                        discount = gamma^n (1 - terminated)
-    y = r + discount * Q_target(s', argmax_a' Q(s', a'))              Double
-    Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a')                       Dueling
-    loss = sum over items of weight * huber(y - Q(s, a))
+y = r + discount * max_a' Q_target(s', a')                        discount = gamma^n (1 - terminated)
+y = r + discount * Q_target(s', argmax_a' Q(s', a'))              Double
+Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a')                       Dueling
+loss = sum over items of weight * huber(y - Q(s, a))
 """
 
 from __future__ import annotations

@@ -8,7 +8,11 @@ No torch is imported until an environment is built.
 
 import gymnasium as _gym
 
-_IDS = {"rlcore/CartPole-v1": "CartPole-v1", "rlcore/Tabular-v0": "tabular", "rlcore/Line-v0": "line"}  # gymnasium's id -> the name registered with rlcore
+_IDS = {  # gymnasium's id -> the name registered with rlcore
+    "rlcore/CartPole-v1": "CartPole-v1",
+    "rlcore/Tabular-v0": "tabular",
+    "rlcore/Line-v0": "line",
+}
 
 for _id, _name in _IDS.items():
     _gym.register(

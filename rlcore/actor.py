@@ -119,7 +119,9 @@ class Actor:
         self.rng.set_state(state["rng"].cpu())
         self.episodes.finished.copy_(state["finished"])
         if state["env"] is None:
-            self.obs, self.extras = self.env.reset(int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device)))
+            self.obs, self.extras = self.env.reset(
+                int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))
+            )
             return
         self.env.restore(state["env"])
         device = self.env.device

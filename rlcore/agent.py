@@ -85,7 +85,7 @@ class Agent(nn.Module, ABC):
         """
         return [("main", self.loss)]
 
-    def after_update(self, clock: Clock) -> None:  # noqa: B027 - most agents need none
+    def after_update(self, clock: Clock) -> None:
         """Move target networks. ``clock.crossed(period)`` tells whether a period in frames went by."""
 
     def prepare(self, rollout: Rollout) -> Any:

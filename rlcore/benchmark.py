@@ -12,9 +12,9 @@ import torch
 from rlcore import build
 from rlcore import config as configs
 from rlcore.callbacks import Log
-from rlcore.config import Config
+from rlcore.config import Config, DatasetConfig
 from rlcore.errors import UserError
-from rlcore.optim import OPTIMIZERS, FUSED
+from rlcore.optim import FUSED, OPTIMIZERS
 from rlcore.trainer import Trainer
 
 
@@ -28,7 +28,7 @@ def hosting(recipe: str = "house_prices", updates: int = 3_000, pairs: int = 15)
         UserError: the recipe does not learn from a dataset.
     """
     config = configs.validate(configs.read(recipe))
-    if config.source.name != "dataset":
+    if not isinstance(config.source, DatasetConfig):
         raise UserError(f"recipe '{recipe}' learns from {config.source.name}; expected one that learns from a dataset")
     hosted, bare = [], []
     for pair in range(-1, pairs):
@@ -55,11 +55,16 @@ def hosting(recipe: str = "house_prices", updates: int = 3_000, pairs: int = 15)
 
 def _trainer(config: Config[Any], updates: int) -> Trainer:
     trainer = build.trainer(config)
-    task, size = trainer.source.env.task, config.source.batch_size
-    epochs = updates / -(-task.size // min(size or task.size, task.size))
+    task = trainer.source.env.task
+    epochs = updates / -(-task.size // _batch_size(config, task.size))
     trainer.clock.budget = trainer.clock.horizon = int(epochs * task.size)
-    trainer.callbacks = [Log(config.log.every)]
+    trainer.callbacks.append(Log(config.log.every))
     return trainer
+
+
+def _batch_size(config: Config[Any], size: int) -> int:
+    assert isinstance(config.source, DatasetConfig)
+    return min(config.source.batch_size or size, size)
 
 
 def _time_hosted(trainer: Trainer) -> float:
@@ -70,13 +75,16 @@ def _time_hosted(trainer: Trainer) -> float:
 
 def _time_bare(trainer: Trainer, config: Config[Any], updates: int) -> float:
     agent, task = trainer.agent, trainer.source.env.task
-    network = copy.deepcopy(agent.network)
+    assert isinstance(agent, torch.nn.Module)
+    network: Any = copy.deepcopy(agent.network)
     cls, options = OPTIMIZERS[config.optim.name]
-    keywords = {name: getattr(config.optim, name) for name in options} | ({"fused": True} if cls in FUSED else {})
+    keywords: dict[str, Any] = {name: getattr(config.optim, name) for name in options} | (
+        {"fused": True} if cls in FUSED else {}
+    )
     optimizer = cls(network.parameters(), lr=config.optim.lr, **keywords)
     x, y = task.draw(torch.arange(task.size))
     rng = torch.Generator().manual_seed(0)
-    size, done = min(config.source.batch_size or task.size, task.size), 0
+    size, done = _batch_size(config, task.size), 0
     start = time.perf_counter()
     while done < updates:
         order = torch.randperm(task.size, generator=rng)

@@ -27,12 +27,16 @@ def device(name: str) -> torch.device:
         UserError: this machine or this build of torch does not have it.
     """
     found = torch.device(name)
-    if found.type == "cuda" and not torch.cuda.is_available() or found.type == "mps" and not torch.mps.is_available():
+    if (found.type == "cuda" and not torch.cuda.is_available()) or (
+        found.type == "mps" and not torch.mps.is_available()
+    ):
         raise UserError(f"device: got '{name}', expected cpu: torch sees no such device here")
     return found
 
 
-def env(config: EnvConfig, on: str = "cpu", split: Split = "train", num_envs: int | None = None, **more: Any) -> VectorEnv:
+def env(
+    config: EnvConfig, on: str = "cpu", split: Split = "train", num_envs: int | None = None, **more: Any
+) -> VectorEnv:
     """Build a vector environment; ``num_envs`` overrides the configured number."""
     return make_env(
         config.id,

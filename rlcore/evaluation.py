@@ -28,14 +28,14 @@ def play(agent: Agent, env: VectorEnv, episodes: int, seed: int, max_steps: int 
     An episode longer than ``max_steps`` counts as it stands. The agent's mode and torch's global
     random state are left as they were.
     """
-    waves = []
     was_training = agent.training
     agent.eval()
     with torch.random.fork_rng(devices=[]):
-        for start in range(0, episodes, env.num_envs):
-            waves.append(_wave(agent, env, list(range(seed + start, seed + start + env.num_envs)), max_steps))
+        firsts = range(seed, seed + episodes, env.num_envs)
+        waves = [_wave(agent, env, list(range(first, first + env.num_envs)), max_steps) for first in firsts]
     agent.train(was_training)
-    returns, lengths = (torch.cat([wave[i] for wave in waves])[:episodes] for i in (0, 1))
+    returns = torch.cat([wave.returns for wave in waves])[:episodes]
+    lengths = torch.cat([wave.lengths for wave in waves])[:episodes]
     outcomes = {k: torch.cat([wave.outcomes[k] for wave in waves])[:episodes] for k in waves[0].outcomes}
     return Episodes(returns, lengths, outcomes)
 

@@ -19,7 +19,9 @@ class Schedule(BaseModel):
     start: float = Field(default=1.0, description="value at the beginning (after the warm-up)")
     end: float = Field(default=0.0, description="value at the end; unused by constant")
     fraction: float = Field(default=1.0, gt=0, le=1, description="fraction of the run by which end is reached")
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="fraction of the run spent rising linearly from 0 to start")
+    warmup: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of the run spent rising linearly from 0 to start"
+    )
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]; beyond the last point it holds."""

@@ -18,7 +18,8 @@ from rlcore.logger import Meter
 from rlcore.replay import ReplayBuffer
 from rlcore.seeding import generator
 from rlcore.tree import leaves, tmap
-from rlcore.types import Batch, Loss, Rollout as RolloutData
+from rlcore.types import Batch, Loss
+from rlcore.types import Rollout as RolloutData
 from rlcore.vector import VectorEnv
 
 
@@ -148,7 +149,7 @@ class Replay(Acting):
         fields = {"obs": actor.obs, "action": action, "reward": torch.zeros(n, device=device)}
         fields |= {"terminated": flags, "truncated": flags, "next_obs": actor.obs}
         if "action_mask" in actor.extras:
-            fields |= {name: actor.extras["action_mask"] for name in ("action_mask", "next_action_mask")}
+            fields |= dict.fromkeys(("action_mask", "next_action_mask"), actor.extras["action_mask"])
         return fields
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class Dataset(Source):
     def __init__(self, env: VectorEnv, config: DatasetConfig, seed: int) -> None:
         super().__init__(env, seed)
         if env.task is None:
-            raise UserError(f"source.name: 'dataset' needs a task with labelled examples; this environment has none")
+            raise UserError("source.name: 'dataset' needs a task with labelled examples; this environment has none")
         self.task = env.task
         self.config = config
         self.batch_size = min(config.batch_size or self.task.size, self.task.size)

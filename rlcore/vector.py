@@ -63,7 +63,9 @@ class VectorEnv(ABC):
     why_not_capturable: str | None = None
 
     @abstractmethod
-    def reset(self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None) -> tuple[Any, dict[str, Tensor]]:
+    def reset(
+        self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Start new episodes and return (obs tree (N, ...), extras).
 
         Args:
@@ -99,5 +101,5 @@ class VectorEnv(ABC):
         """Return a report on the quality of the data, as plain values and as text; None: there are no data."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release processes and windows."""

@@ -122,5 +122,3 @@ def test_success_rate_comes_from_the_last_step_of_each_episode() -> None:
     vector = gym.vector.SyncVectorEnv([Successful] * 4, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     env = GymVector(vector, extras=("is_success",))
     assert evaluate(Still(env.spec), env, 11, 0)["success_rate"] == pytest.approx(6 / 11)
-
-

@@ -247,7 +247,7 @@ def test_random_actions_are_uniform_in_every_space_and_respect_masks() -> None:
     box = random_actions(spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32)), 6000, rng)
     assert box.shape == (6000, 2)
     assert -2 <= box[:, 0].min() < -1.9 < 1.9 < box[:, 0].max() <= 2
-    assert 0 <= box[:, 1].min() and box[:, 1].max() <= 1
+    assert box[:, 1].min() >= 0 and box[:, 1].max() <= 1
     many = random_actions(spaces.MultiDiscrete([2, 5]), 6000, rng)
     assert set(many[:, 0].tolist()) == {0, 1}
     assert set(many[:, 1].tolist()) == set(range(5))

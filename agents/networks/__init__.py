@@ -10,6 +10,7 @@ from rlcore.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import gymnasium as gym
+
     from agents.networks.encode import Network
     from rlcore.config import NetworkConfig
 
