@@ -264,13 +264,13 @@ def _clipping(factory: Any, n: int, mode: Autoreset, seed: int) -> None:
 
 
 def _capture(factory: Any, n: int, mode: Autoreset, steps: int, seed: int, capturable: bool) -> None:
-    with _Closing(factory(n, mode)) as env:
-        player = _Player(env, seed, steps)
+    with _Closing(factory(n, mode)) as env, _Closing(factory(n, mode)) as undisturbed:
+        player, other = _Player(env, seed, steps), _Player(undisturbed, seed, steps)
         for lead in (0, 7, steps // 2):
-            for _ in range(lead):
-                player.step()
-            if lead == 7:
-                _until_an_end(player, steps)
+            for t in range(lead + steps * (lead == 7)):
+                ended = _ended(player.step()) | _ended(other.step())
+                if t >= lead and ended:
+                    break  # where a NEXT_STEP environment owes a reset
             states = env.capture()
             if states is None:
                 assert not capturable, f"it cannot be captured: {env.why_not_capturable}"
@@ -279,23 +279,25 @@ def _capture(factory: Any, n: int, mode: Autoreset, steps: int, seed: int, captu
             assert capturable, "it was said not to be capturable, but is"
             assert len(states) == n, f"capture gave {len(states)} states of {n} environments"
             with _Closing(factory(n, mode)) as fresh:
-                _continues(player, fresh, states, steps, f"a fresh environment restored in mode '{mode}'")
+                twin = _restored(player, fresh, states)
+                rows = other.play(steps)
+                _same(rows, player.play(steps), "an environment goes otherwise after it was captured")
+                _same(
+                    rows, twin.play(steps), f"a fresh environment restored in mode '{mode}' does not go on as it should"
+                )
 
 
-def _until_an_end(player: _Player, steps: int) -> None:
-    for _ in range(steps):
-        step = player.step()
-        if bool((step.terminated | step.truncated).any()):
-            return
+def _ended(step: Step) -> bool:
+    return bool((step.terminated | step.truncated).any())
 
 
-def _continues(player: _Player, fresh: VectorEnv, states: list[Any], steps: int, what: str) -> None:
+def _restored(player: _Player, fresh: VectorEnv, states: list[Any]) -> _Player:
     twin = copy.copy(player)
     tensors: dict[str, Tensor] = {}
     fresh.reset(999)
     fresh.restore(decode(encode(states, tensors), tensors))
     twin.env, twin.count = fresh, player.count.clone()
-    _same(player.play(steps), twin.play(steps), f"{what} does not go on as the captured one does")
+    return twin
 
 
 def _same(expected: list[Rows], found: list[Rows], what: str) -> None:
