@@ -32,7 +32,7 @@ SLOW = [
 @pytest.mark.parametrize(
     ("env_id", "options"),
     [
-        ("CartPole-v1", {"steps": 200}),
+        ("CartPole-v1", {"steps": 100}),
         ("CartPole-v1", {"kwargs": {"max_episode_steps": 7}}),
         ("CartPole-v1", {"backend": "sync"}),
         ("CartPole-v1", {"backend": "async", "num_envs": 2, "steps": 30}),
@@ -48,7 +48,7 @@ SLOW = [
     ],
 )
 def test_environments_conform(env_id, options):
-    check_env(env_id, **{"steps": 60} | options)
+    check_env(env_id, **{"steps": 40} | options)
 
 
 def test_gymnasiums_view_of_ours_conforms():
@@ -236,10 +236,10 @@ PLANTED = [
 
 
 def test_the_walk_itself_conforms():
-    check_env(Walk)
+    check_env(Walk, steps=60)
 
 
 @pytest.mark.parametrize(("env", "options", "sentence"), PLANTED)
 def test_the_suite_catches(env, options, sentence):
     with pytest.raises(AssertionError, match=sentence):
-        check_env(partial(env), **{"steps": 60} | options)
+        check_env(partial(env), **{"steps": 40} | options)

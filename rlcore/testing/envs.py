@@ -100,7 +100,7 @@ class _Player:
     def __init__(self, env: VectorEnv, seed: int, steps: int, columns: list[int] | None = None, reset: Any = None):
         self.env = env
         self.columns = columns or list(range(env.num_envs))
-        self.table = torch.stack([_actions(env, column, steps * 4) for column in self.columns], 1)  # (T, N, ...)
+        self.table = torch.stack([_actions(env, column, steps) for column in self.columns], 1)  # (T, N, ...)
         self.count = torch.zeros(env.num_envs, dtype=torch.int64)
         self.obs, self.extras = env.reset(seed if reset is None else reset)
         self.seen: list[tuple[Any, ...]] = []
