@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rlcore import build, checkpoint, runs
 from rlcore import config as configs
 from rlcore.callbacks import Checkpoint, Evaluate, Log, Stop, Write
 from rlcore.config import Config
-from rlcore.errors import Diverged, UserError
+from rlcore.errors import Diverged, UserError, note
 from rlcore.logger import Logger
 from rlcore.progress import Progress
 from rlcore.run import Run, find_checkpoint, load, load_weights
@@ -20,7 +20,7 @@ from rlcore.statistics import stratified_bootstrap_ci, summary
 from rlcore.trainer import Trainer
 
 # What may change when a run goes on: nothing that its training depends on, but how far and how it is watched.
-RESUMABLE = ("budget", "eval", "log", "checkpoint", "stop")
+RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop")
 
 
 def train(
@@ -37,7 +37,8 @@ def train(
     Args:
         recipe: bare name of a shipped recipe, a YAML file, a run's folder, or settings; default cartpole_dqn.
         out: the run's folder; default: a fresh one under ``runs/``.
-        resume: continue the run in ``out`` (default: the latest) where its last checkpoint was taken.
+        resume: continue the run in ``out`` (default: ``recipe`` if that is a run, else the latest) where its
+            last checkpoint was taken.
         init: a run whose weights (and, for tables, preprocessing) this one starts from.
         quiet: show no progress.
         overrides: settings by name: ``seed=1``, ``optim={"lr": 1e-3}``, ``**{"optim.lr": 1e-3}``.
@@ -45,41 +46,51 @@ def train(
     Raises:
         UserError: bad input, or a full disk; one clear sentence.
         Diverged: training met NaN or infinity.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the iteration was ended and a checkpoint taken, unless it came
+            twice. The message says how to go on.
     """
+    if init is not None:
+        overrides["init"] = str(init)
+    folder, saved = None, None
     if resume:
-        folder = runs.resolve(out or "latest")[0]
-        config = _resumed_config(folder, recipe, overrides)
+        if out is None and isinstance(recipe, (str, Path)) and (Path(recipe) / "config.yaml").is_file():
+            out, recipe = recipe, None
+        folder = runs.resolve_one(out or "latest")
+        path = checkpoint.latest(folder / "checkpoints", note)
+        saved = checkpoint.load(path) if path else None
+        old = configs.validate(configs.read(folder), str(folder / "config.yaml"))
+        config = _resumed_config(folder, old, recipe, overrides, saved.frames if saved else 0)
+        if saved is not None and (old.stop, old.budget.frames) != (config.stop, config.budget.frames):
+            saved.state["stopping"] = None  # what ended it no longer holds
     else:
         config = configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides))
-        folder = Path(out) if out else runs.fresh(config.recipe, config.seed)
-    elder = runs.resolve(init)[0] if init is not None and not resume else None
-    if elder is not None:
-        config = _prepared_as(config, elder)
+        config = _started_from(config)
     trainer = build.trainer(config)
-    if elder is not None:
-        load_weights(trainer.agent, checkpoint.load(find_checkpoint(elder, "last")).agent, str(elder))
-    if resume:
-        runs.write(folder, config)
-    else:
-        runs.create(folder, config)
-    with Progress(config.budget.frames, quiet=quiet) as progress:
-        progress.message(f"run: {folder}")
-        if text := _save_data_reports(trainer, folder):
-            progress.message(text)
-        return _fit(trainer, config, folder, resume, progress)
+    try:
+        if config.init and saved is None:
+            load_weights(trainer.agent, checkpoint.load(find_checkpoint(Path(config.init))).agent, config.init)
+        _require_space(trainer, config, folder or Path(out or "runs"))
+        folder = folder or runs.create(out, config)
+        with runs.locked(folder), Progress(config.budget.frames, quiet=quiet) as progress:
+            runs.write(folder, config)
+            progress.message(f"run: {folder}")
+            if text := _save_data_reports(trainer, folder):
+                progress.message(text)
+            return _train(trainer, config, folder, saved, progress)
+    finally:
+        trainer.source.env.close()
 
 
-def _fit(trainer: Trainer, config: Config[Any], folder: Path, resume: bool, progress: Progress) -> Run:
+def _train(
+    trainer: Trainer, config: Config[Any], folder: Path, saved: checkpoint.Checkpoint | None, progress: Progress
+) -> Run:
     """Train to the end of the budget, then evaluate and write result.json."""
     checkpoints = folder / "checkpoints"
-    newest = checkpoint.latest(checkpoints, progress.message) if resume else None
-    saved = checkpoint.load(newest) if newest else None
-    _require_space(trainer, config, folder)
-    evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
     logger = Logger(folder, resume_frames=saved.frames if saved else None)
+    evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
     trainer.callbacks = [
         Log(config.log.every),
-        *([Evaluate(evaluation, config.eval, checkpoints)] if evaluation else []),
+        Evaluate(evaluation, config.eval, checkpoints),
         Stop(config.stop),
         Write(logger, progress),
         Checkpoint(checkpoints, config.checkpoint),
@@ -93,31 +104,44 @@ def _fit(trainer: Trainer, config: Config[Any], folder: Path, resume: bool, prog
     try:
         with interruptible(trainer):
             trainer.fit()
-    except UserError as error:
-        _write_result(trainer, folder, {"status": "failed", "error": str(error)})
-        if not isinstance(error, Diverged):
-            raise
-        raise Diverged(f"{error}; last good checkpoint: {checkpoint.latest(checkpoints) or 'none'}") from None
-    run = Run(folder, config, trainer.agent, trainer.source.env.spec, {})
-    if trainer.interrupted:
-        progress.message(f"interrupted at frame {trainer.clock.frames}; continue with --resume --out {folder}")
-        run.result = _write_result(trainer, folder, {"status": "interrupted"})
-        return run
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        return _finish(trainer, config, folder, logger)
+    except (Exception, KeyboardInterrupt) as error:
+        _fail(trainer, folder, error)
+    finally:
+        if evaluation is not None:
+            evaluation.close()
+
+
+def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger) -> Run:
+    """Evaluate what was saved last, as anyone may later, and write the result."""
+    run = load(folder)
     final = run.evaluate()
     numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
-    logger.hparams(_flat(config.model_dump(mode="json")), numbers, trainer.clock.frames)
+    logger.hparams(configs.flatten(config.model_dump(mode="json")), numbers, trainer.clock.frames)
     run.result = _write_result(trainer, folder, {"status": "finished", "evaluation": final})
     return run
 
 
+def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
+    """Write how the run ended, where there is room, and raise the error with what to do next."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    how = {"status": "interrupted"} if interrupted else {"status": "failed", "error": str(error) or repr(error)}
+    with contextlib.suppress(UserError):
+        _write_result(trainer, folder, how)
+    last = checkpoint.latest(folder / "checkpoints")
+    if interrupted:
+        frames = int(last.name) if last else 0
+        raise KeyboardInterrupt(f"interrupted; continue from frame {frames} with --resume --out {folder}") from None
+    if isinstance(error, Diverged):
+        raise Diverged(f"{error}; last good checkpoint: {last or 'none'}") from None
+    raise error
+
+
 def _write_result(trainer: Trainer, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     clock = trainer.clock
-    result = {
-        **result,
-        "frames": clock.frames,
-        "updates": clock.updates,
-        "train_seconds": trainer.train_seconds,
-    }
+    result = {**result, "frames": clock.frames, "updates": clock.updates, "train_seconds": trainer.train_seconds}
     if trainer.stopping:
         result["stopped"] = trainer.stopping
     runs.write_json(folder / "result.json", result)
@@ -132,7 +156,7 @@ def _require_space(trainer: Trainer, config: Config[Any], folder: Path) -> None:
     checkpoint.require_space(folder, one * (config.checkpoint.keep + 1) + 2 * best + 2_000 * rows)
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
     """Let Ctrl-C (and SIGTERM) end the iteration instead of tearing it; a second Ctrl-C stops at once."""
 
@@ -152,29 +176,42 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _resumed_config(folder: Path, recipe: Any, overrides: Mapping[str, Any]) -> Config[Any]:
-    """Return the run's settings with what may change on a resume changed."""
-    old = configs.validate(configs.read(folder), str(folder / "config.yaml"))
-    raw = configs.read(recipe) if recipe is not None else configs.read(folder)
-    new = configs.validate(configs.override(raw, overrides))
-    was, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+def _resumed_config(
+    folder: Path, old: Config[Any], recipe: Any, overrides: Mapping[str, Any], frames: int
+) -> Config[Any]:
+    """Return the settings of a run that goes on from ``frames``, with what may change changed."""
+    new = configs.validate(configs.override(configs.read(folder if recipe is None else recipe), overrides))
+    if recipe is not None:
+        new = _started_from(new)
+    was, now = (configs.flatten(config.model_dump(mode="json")) for config in (old, new))
     for name in sorted({*was, *now}):
-        if name.split(".")[0] not in (*RESUMABLE, "recipe") and was.get(name) != now.get(name):
+        before, after = was.get(name), now.get(name)
+        free = name == "recipe" or any(f"{name}.".startswith(f"{part}.") for part in RESUMABLE)
+        inherited = name == "budget.horizon" and after is None
+        if before != after and not free and not inherited and before != {} and after != {}:
+            got, had = ("nothing" if value is None else repr(value) for value in (after, before))
             raise UserError(
-                f"{name}: got {now.get(name)!r}, but {folder} was trained with {was.get(name)!r}; a resumed run may "
-                f"change only {', '.join(RESUMABLE)} (to start from its weights use --init)"
+                f"{name}: got {got}, but {folder} was trained with {had}; a resumed run may change only "
+                f"{', '.join(RESUMABLE)} (to start from its weights use --init)"
             )
+    if new.budget.frames < min(frames, old.budget.frames):
+        raise UserError(f"budget.frames: got {new.budget.frames}, but {folder} has come to frame {frames} already")
     # Schedules keep running over what they ran over: an extended run holds their last values.
-    horizon = old.budget.horizon or old.budget.frames
-    budget = new.budget.model_copy(update={"horizon": horizon if new.budget.frames != old.budget.frames else old.budget.horizon})
+    same = new.budget.frames == old.budget.frames
+    horizon = old.budget.horizon if same else old.budget.horizon or old.budget.frames
+    budget = new.budget.model_copy(update={"horizon": horizon})
     return new.model_copy(update={"budget": budget, "recipe": old.recipe})
 
 
-def _prepared_as(config: Config[Any], elder: Path) -> Config[Any]:
-    """Return the settings with the preprocessing of the run that the weights come from."""
-    fitted = runs.read_json(elder / "fitted.json") or {}
-    env = config.env.model_copy(update={"kwargs": {**config.env.kwargs, **fitted}})
-    return config.model_copy(update={"env": env})
+def _started_from(config: Config[Any]) -> Config[Any]:
+    """Return the settings with the preprocessing of the run that the weights come from, if there is one."""
+    if not config.init:
+        return config
+    elder = runs.resolve_one(config.init)
+    env = config.env
+    if configs.read(elder).get("env", {}).get("id") == env.id:
+        env = env.model_copy(update={"kwargs": {**env.kwargs, **runs.read_json(elder / "fitted.json")}})
+    return config.model_copy(update={"env": env, "init": str(elder)})
 
 
 def _save_data_reports(trainer: Trainer, folder: Path) -> str:
@@ -187,16 +224,6 @@ def _save_data_reports(trainer: Trainer, folder: Path) -> str:
     values, text = report
     runs.write_json(folder / "data_report.json", values)
     return text
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def evaluate(
@@ -215,15 +242,30 @@ def evaluate(
 
     Returns:
         One run: as `rlcore.evaluation.evaluate`. Several: the statistics over the runs' mean returns,
-        ci_low and ci_high a stratified bootstrap interval of their interquartile mean, and ``runs``.
+        ci_low and ci_high a stratified bootstrap interval of their interquartile mean, the means of the
+        task's metrics, and ``runs``.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or the runs are of different environments.
     """
-    patterns = [paths] if isinstance(paths, (str, Path)) else paths
-    folders = [folder for pattern in patterns for folder in runs.resolve(pattern)]
-    results = [load(folder, which).evaluate(episodes, seed) for folder in folders]
+    loaded = [load(folder, which) for folder in runs.resolve_all([paths] if isinstance(paths, (str, Path)) else paths)]
+    for run in loaded:
+        if run.config.env.id != loaded[0].config.env.id:
+            ids = f"{loaded[0].path} plays {loaded[0].config.env.id} and {run.path} plays {run.config.env.id}"
+            raise UserError(f"{ids}; expected runs of one environment")
+    results = [run.evaluate(episodes, seed) for run in loaded]
     if len(results) == 1:
         return results[0]
     first, means = results[0], [result["mean"] for result in results]
     low, high = stratified_bootstrap_ci([[mean] for mean in means])
     over_runs = summary(means) | {"ci_low": low, "ci_high": high}
-    single = [{"run": str(f), **{k: v for k, v in r.items() if k != "returns"}} for f, r in zip(folders, results, strict=True)]
-    return {"episodes": first["episodes"], "seed": first["seed"], **over_runs, "returns": means, "runs": single}
+    metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k not in {*over_runs, "returns"}}
+    single = [{"run": str(run.path), **result} for run, result in zip(loaded, results, strict=True)]
+    return {
+        **metrics,
+        "episodes": first["episodes"],
+        "seed": first["seed"],
+        **over_runs,
+        "returns": means,
+        "runs": single,
+    }

@@ -6,13 +6,28 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlcore import checkpoint
 from rlcore.config import CheckpointConfig, EvalConfig, StopConfig
+from rlcore.errors import Diverged, UserError, nearest
 from rlcore.evaluation import evaluate
 from rlcore.logger import Logger
 from rlcore.progress import Progress
 from rlcore.trainer import Trainer
 from rlcore.vector import VectorEnv
+
+
+def check_finite(trainer: Trainer) -> None:
+    """Look through all that was measured, and the weights, so that nothing broken is saved or evaluated.
+
+    Raises:
+        Diverged: something is NaN or infinite; says what.
+    """
+    trainer.check_finite()
+    for name, tensor in trainer.agent.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Diverged(f"weights '{name}' became NaN or infinite by update {trainer.clock.updates}")
 
 
 class Log:
@@ -58,21 +73,19 @@ class Log:
 
 
 class Evaluate:
-    """Every so many frames, play seeded episodes in an own environment; keep the best agent."""
+    """Every so many frames, play seeded episodes in an own environment (None: never); keep the best agent."""
 
-    def __init__(self, env: VectorEnv, config: EvalConfig, checkpoints: Path | None = None) -> None:
+    def __init__(self, env: VectorEnv | None, config: EvalConfig, checkpoints: Path | None = None) -> None:
         self.env, self.config, self.checkpoints = env, config, checkpoints
         self.best = -math.inf
 
     def maybe(self, trainer: Trainer) -> None:
         """Evaluate when due."""
-        if not trainer.clock.due(self.config.every):
+        if self.env is None or not trainer.clock.due(self.config.every):
             return
-        trainer.check_finite()
+        check_finite(trainer)
         config = self.config
-        result = evaluate(
-            trainer.agent, self.env, self.env.episodes or config.episodes, config.seed, config.max_steps
-        )
+        result = evaluate(trainer.agent, self.env, self.env.episodes or config.episodes, config.seed, config.max_steps)
         names = {"mean": "return_mean", "iqm": "return_iqm", "ci_low": "return_ci_low", "ci_high": "return_ci_high"}
         unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
         for name, value in result.items():
@@ -103,13 +116,21 @@ class Stop:
         self.config = config
 
     def maybe(self, trainer: Trainer) -> None:
-        """Look at the row, where the number is fresh or absent."""
-        value = trainer.row.get(self.config.metric)
+        """Look at the row, where the number is fresh or absent.
+
+        Raises:
+            UserError: there is no such number among those of its kind.
+        """
+        metric = self.config.metric
+        value = trainer.row.get(metric)
         if value is None:
+            kind = [name for name in trainer.row if metric and name.startswith(metric.split("/")[0] + "/")]
+            if kind and "/episode_" not in metric:  # an interval may see no episode end
+                raise UserError(f"stop.metric: '{metric}' is not logged{nearest(metric, kind)}")
             return
         sign = 1 if self.config.mode == "max" else -1
         if sign * value >= sign * self.config.threshold:
-            trainer.stopping = f"{self.config.metric} reached {value:.6g}"
+            trainer.stopping = f"{metric} reached {value:.6g}"
 
     def end(self, trainer: Trainer) -> None:
         """Do nothing."""
@@ -152,7 +173,8 @@ class Checkpoint:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Save, unless training has met NaN (the meters refuse then); drop old checkpoints."""
+        """Save, unless training has met NaN or infinity; drop old checkpoints."""
+        check_finite(trainer)
         checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), trainer.state_dict())
         checkpoint.prune(self.folder, self.config.keep)
         self.last = trainer.clock.frames

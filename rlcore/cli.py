@@ -11,204 +11,210 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rlcore import config as configs
-from rlcore import registry, runs
-from rlcore.errors import UserError, nearest
+from rlcore import helptext, plain_yaml, runs
+from rlcore.errors import UserError, nearest, note
 
 
 class Command(Protocol):
-    """A command that may be called without arguments: it reads the command line."""
+    """What a script calls."""
 
-    def __call__(self, argv: Sequence[str] | None = None) -> None: ...
+    def __call__(self, argv: Sequence[str] | None = None) -> None:
+        """Run on the arguments (default: the command line's) and exit."""
 
 
-def _guarded(command: Callable[[Sequence[str] | None], int | None]) -> Command:
-    """Turn bad input into one sentence and exit code 2."""
+def _guarded(command: Callable[[list[str]], None]) -> Command:
+    """Turn bad input into one sentence and exit code 2, and Ctrl-C into 130."""
 
     def run(argv: Sequence[str] | None = None) -> None:
         try:
-            code = command(argv)
+            command(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt as interrupt:
+            print(str(interrupt) or "interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        raise SystemExit(code or 0)
+        raise SystemExit(0)
 
     run.__doc__ = command.__doc__
     return run
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, text: str, **more: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=text, formatter_class=formatter, allow_abbrev=False, **more)
+
     def error(self, message: str) -> Any:
         raise UserError(message)
 
+    def plugins(self) -> None:
+        text = "import a module or package that registers own parts (may be repeated)"
+        self.add_argument("--plugin", metavar="PKG", action="append", default=[], help=text)
 
-def _parser(text: str, **more: Any) -> _Parser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    return _Parser(description=text, formatter_class=formatter, allow_abbrev=False, **more)
+    def checkpoint(self) -> None:
+        self.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
 
-
-def _plugins(names: Sequence[str]) -> None:
-    sys.path.insert(0, os.getcwd())
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"--plugin {name}: cannot be imported ({error})") from None
+    def json(self) -> None:
+        self.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _dotted(arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse ``--optim.lr=1e-3`` and ``--optim.lr 1e-3``; values are YAML."""
-    known = {name.split(".")[0] for name in configs.Config.model_fields}
+def _import(plugins: Sequence[str]) -> None:
+    """Import plugins, from the current folder too; installed packages come first."""
+    if plugins and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in plugins:
+        _import_one(name)
+
+
+def _import_one(plugin: str) -> None:
+    try:
+        importlib.import_module(plugin)
+    except UserError as error:
+        raise UserError(f"--plugin {plugin}: {error}") from error
+    except Exception as error:  # whatever another's code raises
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"--plugin {plugin}: cannot be imported ({what})") from error
+
+
+def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take ``--optim.lr=1e-3`` and ``--optim.lr 1e-3`` out of the arguments; return the settings and the rest."""
     values: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name.split(".")[0] not in known:
-            options = {*known, "out", "resume", "init", "plugin", "quiet", "help"}
-            raise UserError(f"argument '{word}' is not known{nearest(name.split('.')[0], options)}")
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not (word.startswith("--") and name.split(".")[0] in configs.Config.model_fields):
+            rest.append(word)
+            continue
         if not equals:
-            if not rest:
-                raise UserError(f"argument '{word}' has no value; expected {word}=VALUE")
-            value = rest.pop(0)
-        values[name] = configs.parse_yaml(value, word)
-    return values
-
-
-def _fields_help() -> str:
-    agents = {name: configs.agent_config(name) for name in registry.names("configs")}
-    lines = ["settings (override any with --NAME=VALUE; values are YAML):"]
-
-    def add(model: Any, prefix: str = "", skip: frozenset[str] = frozenset()) -> None:
-        for name, default, text in configs.fields(model, prefix):
-            if name not in skip:
-                shown = "" if default is None else f" [{_short(default)}]"
-                lines.append(f"  --{name:<28} {text}{shown}")
-
-    add(configs.Config, skip=frozenset({"agent.name"}))
-    for name, model in agents.items():
-        lines.append(f"\nwith --agent.name={name} ({(model.__doc__ or '').strip().splitlines()[0]}):")
-        add(model, "agent.", frozenset({"agent.name"}))
-    shipped = ", ".join(sorted(p.stem for p in configs.recipes().glob("*.yaml")))
-    lines.append(f"\nrecipes: {shipped}")
-    lines.append(f"agents: {', '.join(registry.names('agents'))}")
-    lines.append(f"networks: {', '.join(registry.names('networks'))}")
-    lines.append(f"environments beside gymnasium's: {', '.join(registry.names('envs'))}")
-    return "\n".join(lines)
-
-
-def _short(default: Any) -> str:
-    return str(default.start) if hasattr(default, "start") else json.dumps(default, default=str)
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise UserError(f"argument {word}: has no value; expected {word}=VALUE")
+        values[name] = plain_yaml.parse(text, word)
+    return values, rest
 
 
 @_guarded
-def train(argv: Sequence[str] | None = None) -> int | None:
+def train(argv: list[str]) -> None:
     """Train an agent."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    wants_help = "-h" in argv or "--help" in argv
-    parser = _parser("Train an agent on an environment or task.", epilog=_fields_help() if wants_help else None)
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a recipe's name, a YAML file or a run's folder [cartpole_dqn]")
+    settings, rest = _settings(argv)
+    parser = _Parser("Train an agent on an environment or a task.", add_help=False)
+    recipe = "a recipe's name, a YAML file, or a run's folder [cartpole_dqn]"
+    parser.add_argument("config", nargs="*", metavar="CONFIG", help=recipe)
     parser.add_argument("--out", metavar="DIR", help="the run's folder [a fresh one under runs/]")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out [the latest]")
-    parser.add_argument("--init", metavar="RUN", help="start from the weights of a run")
-    parser.add_argument("--plugin", metavar="PKG", action="append", default=[], help="import a package that registers own parts")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out (or CONFIG) [the latest]")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    options, rest = parser.parse_known_args(argv)
-    overrides = _dotted(rest)
-    _plugins(options.plugin)
+    parser.plugins()
+    parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
+    options, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = {*configs.Config.model_fields, *vars(options)} - {"config"}
+        name = unknown[0].lstrip("-").partition("=")[0].split(".")[0]
+        raise UserError(f"argument '{unknown[0]}' is not known{nearest(name, known)}")
+    if len(options.config) > 1:
+        raise UserError(f"expected one CONFIG, got {len(options.config)}: {' '.join(options.config)}")
+    _import(options.plugin)
+    if options.help:
+        parser.usage = "%(prog)s [CONFIG] [--seed N] [--out DIR] [--resume] [--init RUN] [--NAME=VALUE ...]"
+        parser.epilog = helptext.settings()
+        return parser.print_help()
+    config = options.config[0] if options.config else None
     if not options.resume:  # bad settings are told before torch is loaded
-        configs.validate(configs.override(configs.read(options.config or "cartpole_dqn"), overrides))
+        configs.validate(configs.override(configs.read(config or "cartpole_dqn"), settings))
     from rlcore import api
 
-    run = api.train(
-        options.config, out=options.out, resume=options.resume, init=options.init, quiet=options.quiet, **overrides
-    )
-    if run.result["status"] == "interrupted":
-        return 130
+    run = api.train(config, out=options.out, resume=options.resume, quiet=options.quiet, **settings)
     if not options.quiet:
         print(_report(str(run.path), run.result["evaluation"]))
-        print(f"{run.result['frames']} frames in {run.result['train_seconds']:.1f} s of training; run: {run.path}")
-    return 0
+        why = f" (stopped: {run.result['stopped']})" if "stopped" in run.result else ""
+        seconds = run.result["train_seconds"]
+        print(f"{run.result['frames']} frames in {seconds:.1f} s of training{why}; run: {run.path}")
 
 
 @_guarded
-def evaluate(argv: Sequence[str] | None = None) -> int | None:
+def evaluate(argv: list[str]) -> None:
     """Evaluate runs."""
-    parser = _parser("Play seeded greedy episodes (for tasks: the held-out split) and print their statistics.")
+    parser = _Parser("Play seeded greedy episodes (for tasks: the held-out split) and print their statistics.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
-    parser.add_argument("--episodes", type=_positive, help="episodes per run [the run's eval.final_episodes: 100]")
-    parser.add_argument("--seed", type=_natural, help="episode i starts from SEED + i [the run's eval.final_seed: 10000]")
-    parser.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
-    parser.add_argument("--render", metavar="window|FILE.gif", help="show or record the first episode")
-    parser.add_argument("--plugin", metavar="PKG", action="append", default=[], help="import a package that registers own parts")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    count = "episodes per run [the run's eval.final_episodes: 100]"
+    parser.add_argument("--episodes", type=_positive, metavar="N", help=count)
+    base = "episode i starts from SEED + i [the run's eval.final_seed: 10000]"
+    parser.add_argument("--seed", type=_natural, help=base)
+    parser.checkpoint()
+    view = "first show or record one episode (of the first run)"
+    parser.add_argument("--render", metavar="window|FILE.gif", help=view)
+    parser.plugins()
+    parser.json()
     options = parser.parse_args(argv)
-    _plugins(options.plugin)
+    _import(options.plugin)
+    folders = runs.resolve_all(options.runs)
     from rlcore import api
-    from rlcore.render import render
 
-    result = api.evaluate(options.runs, options.episodes, options.seed, options.checkpoint)
     if options.render:
-        total = render(api.load(options.runs[0], options.checkpoint), options.render, options.seed)
-        if not options.json:
-            print(f"rendered an episode with return {total:.6g} to {options.render}")
+        from rlcore.render import render
+
+        total = render(api.load(folders[0], options.checkpoint), options.render, options.seed)
+        note(f"rendered an episode with return {total:.6g} to {options.render}")
+    result = api.evaluate(folders, options.episodes, options.seed, options.checkpoint)
     print(json.dumps(result) if options.json else _report(" ".join(options.runs), result))
-    return 0
 
 
 @_guarded
-def predict(argv: Sequence[str] | None = None) -> int | None:
+def predict(argv: list[str]) -> None:
     """Predict with a run."""
-    parser = _parser("Predictions for new rows of a table, or greedy actions for observations.")
+    parser = _Parser("Print predictions for new rows of a table, or greedy actions for observations.")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a CSV file, NAME=VALUE pairs of one row, or an observation in JSON")
-    parser.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
-    parser.add_argument("--plugin", metavar="PKG", action="append", default=[], help="import a package that registers own parts")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    inputs = "a CSV file, the NAME=VALUE pairs of one row, or observations in JSON, such as '[0.1, 0, -0.2, 0]'"
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
+    parser.checkpoint()
+    parser.plugins()
+    parser.json()
     options = parser.parse_args(argv)
-    _plugins(options.plugin)
+    _import(options.plugin)
+    folder = runs.resolve_one(options.run)
     from rlcore.predict import predict as predicted
 
-    predictions, remarks = predicted(options.run, options.inputs, options.checkpoint)
+    predictions, remarks = predicted(folder, options.inputs, options.checkpoint)
     for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
+        note(remark)
     print(json.dumps(predictions) if options.json else "\n".join(map(_readable, predictions)))
-    return 0
 
 
 @_guarded
-def list_runs(argv: Sequence[str] | None = None) -> int | None:
+def list_runs(argv: list[str]) -> None:
     """List and show runs."""
-    parser = _parser("List the runs under a folder, or show one.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = _Parser("List the runs in a folder, or show one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|show")
-    listing = commands.add_parser("list", help="a line for every run")
+    listing = commands.add_parser("list", text="List runs.", help="a line for every run")
     listing.add_argument("folder", nargs="?", default="runs", help="where to look [runs]")
-    show = commands.add_parser("show", help="all about one run")
+    show = commands.add_parser("show", text="Show a run.", help="all about one run")
     show.add_argument("run", metavar="RUN", help="a run's folder, or latest")
+    for command in (listing, show):
+        command.json()
     options = parser.parse_args(argv)
     if options.command == "show":
-        [run, *_] = runs.resolve(options.run)
-        about = runs.describe(run) | {"result": runs.read_json(run / "result.json")}
-        print(json.dumps(about) if options.json else runs.show(run, about))
-        return 0
+        about = runs.about(runs.resolve_one(options.run))
+        print(json.dumps(about) if options.json else plain_yaml.dump(about).rstrip())
+        return
     rows = runs.listing(options.folder)
     print(json.dumps(rows) if options.json else runs.table(rows))
-    return 0
 
 
 def _report(name: str, result: dict[str, Any]) -> str:
     """Return an evaluation as readable lines."""
-    what = f"{len(result['runs'])} runs, {result['episodes']} episodes each" if "runs" in result else f"{result['episodes']} episodes"
+    runs_of = f"{len(result['runs'])} runs, each " if "runs" in result else ""
+    episodes = f"{runs_of}{result['episodes']} episodes, seed {result['seed']}"
     lines = [
-        f"evaluation of {name} ({what}, seed {result['seed']})",
+        f"evaluation of {name} ({episodes})",
         f"  mean {result['mean']:.6g}   std {result['std']:.4g}   min {result['min']:.6g}   max {result['max']:.6g}",
         f"  iqm  {result['iqm']:.6g}   95 % interval [{result['ci_low']:.6g}, {result['ci_high']:.6g}]",
     ]
-    usual = {"episodes", "seed", "mean", "std", "iqm", "ci_low", "ci_high", "min", "max", "returns", "runs", "length"}
+    usual = {"episodes", "seed", "mean", "std", "iqm", "ci_low", "ci_high", "min", "max", "returns", "runs"}
     own = [f"{key} {value:.6g}" for key, value in result.items() if key not in usual]
     return "\n".join([*lines, *(["  " + "   ".join(own)] if own else [])])
 
@@ -225,6 +231,6 @@ def _positive(text: str) -> int:
 
 
 def _natural(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got '{text}', expected a non-negative integer")
     return int(text)

@@ -8,12 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from rlcore import registry
+from rlcore import plain_yaml, registry
 from rlcore.errors import UserError, nearest
 from rlcore.schedules import Schedule
 
@@ -22,6 +29,21 @@ class Model(BaseModel):
     """Base of all settings: unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, raw: Any) -> Any:
+        """Let a nested mapping change the fields that it names and no others of the field's own default."""
+        if not isinstance(raw, Mapping):
+            return raw
+        merged = dict(raw)
+        for name, info in cls.model_fields.items():
+            value, default = raw.get(name), info.default
+            if isinstance(value, Mapping) and isinstance(default, BaseModel):
+                kind = getattr(default, "name", None)
+                if value.get("name", kind) == kind:
+                    merged[name] = {**default.model_dump(), **value}
+        return merged
 
 
 class EnvConfig(Model):
@@ -33,7 +55,9 @@ class EnvConfig(Model):
         default="auto", description="auto: native where registered and no wrappers are asked, else sync"
     )
     kwargs: dict[str, Any] = Field(default={}, description="keywords of the environment, as env.kwargs.NAME")
-    wrappers: list[dict[str, Any]] = Field(default=[], description="gymnasium wrappers, innermost first: [{name: ..., ...}]")
+    wrappers: list[dict[str, Any]] = Field(
+        default=[], description="gymnasium wrappers, innermost first, as [{name: X, ...}]"
+    )
 
 
 class NetworkConfig(Model):
@@ -46,7 +70,7 @@ class NetworkConfig(Model):
 class AgentConfig(Model):
     """Options common to all agents. Each agent's own are validated by its Config."""
 
-    learns_from: ClassVar[str] = "replay"
+    learns_from: ClassVar[tuple[str, ...]] = ("replay",)  # kinds of source, the default first
 
     name: Any = Field(default="dqn", description="a registered agent")  # each agent's own Literal
 
@@ -59,7 +83,7 @@ class ReplayConfig(Model):
     batch_size: int = Field(default=128, ge=1, description="transitions per update")
     learning_starts: int = Field(default=1_000, ge=0, description="frames of random actions before learning")
     updates_per_frame: float = Field(default=0.25, gt=0, description="updates per environment frame, for any num_envs")
-    frames_per_iteration: int = Field(default=1, ge=1, description="frames between rounds of updates (at least num_envs)")
+    frames_per_iteration: int = Field(default=1, ge=1, description="frames between updates (at least env.num_envs)")
 
 
 class RolloutConfig(Model):
@@ -82,7 +106,9 @@ class DatasetConfig(Model):
 class OptimConfig(Model):
     """The optimiser; one instance per parameter group of the agent."""
 
-    name: Literal["sgd", "adam", "adamw", "rmsprop", "radam", "adagrad"] = Field(default="adam", description="optimiser")
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "radam", "adagrad"] = Field(
+        default="adam", description="optimiser"
+    )
     lr: float = Field(default=1e-3, gt=0, description="learning rate")
     schedule: Schedule = Field(default=Schedule(), description="factor on the learning rate over the run")
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay (decoupled for adamw)")
@@ -90,14 +116,16 @@ class OptimConfig(Model):
     eps: float = Field(default=1e-8, gt=0, description="added to denominators (not used by sgd)")
     clip: float = Field(default=0.0, ge=0, description="largest gradient norm of a group; 0: no clipping")
     accumulate: int = Field(default=1, ge=1, description="batches summed into one step")
-    groups: dict[str, dict[str, Any]] = Field(default={}, description="other values for one group, as optim.groups.NAME.lr")
+    groups: dict[str, dict[str, Any]] = Field(
+        default={}, description="own values of one parameter group, as optim.groups.NAME.lr"
+    )
 
 
 class BudgetConfig(Model):
     """When the run ends."""
 
     frames: int = Field(default=50_000, ge=1, description="environment frames (examples drawn, for supervised tasks)")
-    horizon: int | None = Field(default=None, ge=1, description="frames that schedules run over; default: budget.frames")
+    horizon: int | None = Field(default=None, ge=1, description="frames that schedules run over [budget.frames]")
 
 
 class EvalConfig(Model):
@@ -106,7 +134,7 @@ class EvalConfig(Model):
     every: int = Field(default=10_000, ge=0, description="frames between evaluations; 0: never")
     episodes: int = Field(default=20, ge=1, description="episodes per evaluation during training")
     seed: int = Field(default=1_000_000, ge=0, description="base seed of evaluations that choose the best checkpoint")
-    max_steps: int = Field(default=30_000, ge=1, description="steps after which an evaluation episode counts as it stands")
+    max_steps: int = Field(default=30_000, ge=1, description="steps after which an episode counts as it stands")
     final_episodes: int = Field(default=100, ge=1, description="episodes of the evaluation at the end")
     final_seed: int = Field(default=10_000, ge=0, description="base seed of the evaluation at the end")
 
@@ -130,9 +158,10 @@ class StopConfig(Model):
 
     metric: str = Field(default="", description="a logged name, for example eval/return_mean; empty: never")
     threshold: float = Field(default=0.0, description="stop when the metric reaches this value")
-    mode: Literal["max", "min"] = Field(default="max", description="max: stop at or above the threshold; min: at or below")
+    mode: Literal["max", "min"] = Field(default="max", description="stop at or above (max) or at or below (min)")
 
 
+_SOURCES = ("replay", "rollout", "dataset")
 SourceConfig = Annotated[ReplayConfig | RolloutConfig | DatasetConfig, Field(discriminator="name")]
 A = TypeVar("A", bound=AgentConfig)
 
@@ -141,6 +170,7 @@ class Config(Model, Generic[A]):
     """Everything that defines a run."""
 
     recipe: str = Field(default="", description="name of the recipe, for lists of runs")
+    init: str = Field(default="", description="a run whose weights and preprocessing this one starts from")
     seed: int = Field(default=0, ge=0, lt=2**32, description="root of every random stream of the run")
     device: str = Field(default="cpu", description="cpu, cuda, cuda:N or mps")
     threads: int = Field(default=1, ge=1, description="CPU threads of torch; small networks are fastest with one")
@@ -160,30 +190,6 @@ class Config(Model, Generic[A]):
         if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", value):
             raise ValueError("cpu, cuda, cuda:N or mps")
         return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string; everybody means the number."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse one YAML document.
-
-    Raises:
-        UserError: the text is not YAML; says where.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: expected YAML, got {getattr(error, 'problem', error)}") from None
 
 
 def recipes() -> Path:
@@ -208,7 +214,7 @@ def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"recipe '{source}' is neither a file nor a shipped recipe{nearest(str(source), known)}")
         path = recipes() / f"{source}.yaml"
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        raw = plain_yaml.parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected a readable YAML file, got {error}") from None
     if not isinstance(raw, dict):
@@ -216,29 +222,49 @@ def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return {"recipe": path.stem, **raw} if path.name != "config.yaml" else raw
 
 
-def override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``raw`` with dotted names set: {"optim.lr": 1e-3}. A mapping is merged, anything else replaces.
+# Choosing another of these by name drops the options of the old one: (what holds them, the default name).
+_OPTIONS_OF = {
+    "agent.name": ("agent", "dqn"),
+    "agent.network.name": ("agent.network", "mlp"),
+    "source.name": ("source", None),
+    "env.id": ("env.kwargs", "CartPole-v1"),
+}
 
-    Choosing another agent or source by name drops the old one's options, which the new one need not know.
+
+def override(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``raw`` with settings changed by dotted name, {"optim.lr": 1e-3}, or nested, {"optim": {"lr": 1e-3}}.
+
+    A mapping changes what it names and leaves the rest; an empty one clears. Choosing another agent, network,
+    source or environment drops the old one's options, which the new one need not know.
     """
-    result = read(raw)
-    for section in ("agent", "source"):
-        name = overrides.get(f"{section}.name")
-        if name is not None and name != (result.get(section) or {}).get("name"):
-            result[section] = {}
-    for dotted, value in overrides.items():
-        *path, last = dotted.split(".")
-        at = result
-        for key in path:
-            child = at.get(key)
-            if not isinstance(child, dict):
-                child = at[key] = {}
-            at = child
-        if isinstance(value, Mapping) and isinstance(at.get(last), dict):
-            at[last] = {**at[last], **value}
-        else:
-            at[last] = value
+    result, changes = read(raw), flatten(overrides)
+    for dotted, (holder, default) in _OPTIONS_OF.items():
+        old = flatten(result).get(dotted, default)
+        if old is not None and changes.get(dotted, old) != old:
+            _put(result, holder, {})
+    for dotted, value in changes.items():
+        _put(result, dotted, value)
     return result
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for key in path:
+        if not isinstance(tree.get(key), dict):
+            tree[key] = {}
+        tree = tree[key]
+    tree[last] = value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping's leaves by dotted name; an empty mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def agent_config(name: str) -> type[AgentConfig]:
@@ -254,36 +280,39 @@ def validate(raw: Mapping[str, Any], where: str = "") -> Config[Any]:
     Raises:
         UserError: one sentence naming the field, the value and what was expected.
     """
-    raw = read(raw)
+    raw, where = read(raw), f"{where}: " if where else ""
     agent = raw.get("agent", {})
     if not isinstance(agent, dict):
-        raise UserError(f"agent: {agent!r} is not a mapping; expected agent.name and the agent's options")
-    cls = agent_config(str(agent.get("name", "dqn")))
-    raw["agent"] = {"name": "dqn", **agent}
+        raise UserError(f"{where}agent: {agent!r} is not a mapping; expected agent.name and the agent's options")
+    raw["agent"] = agent = {"name": "dqn", **agent}
+    cls = agent_config(str(agent["name"]))
     source = raw.get("source")
     if source is None or isinstance(source, dict):
-        raw["source"] = {"name": cls.learns_from, **(source or {})}
+        raw["source"] = {"name": cls.learns_from[0], **(source or {})}
     try:
-        return Config[cls].model_validate(raw)
+        config = Config[cls].model_validate(raw)
     except ValidationError as error:
-        raise UserError(_sentence(error, Config[cls], where)) from None
+        raise UserError(where + _sentence(error, Config[cls])) from None
+    if config.source.name not in cls.learns_from:
+        got, kinds = config.source.name, " or ".join(cls.learns_from)
+        raise UserError(f"{where}source.name: got '{got}', expected {kinds} for agent '{agent['name']}'")
+    return config
 
 
-def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     loc = [str(part) for part in first["loc"]]
-    if loc[:1] == ["source"] and len(loc) > 1 and loc[1] in ("replay", "rollout", "dataset"):
+    if loc[:1] == ["source"] and len(loc) > 1 and loc[1] in _SOURCES:
         del loc[1]  # pydantic names the union's branch; users do not write it
     field, value = ".".join(loc), first.get("input")
-    prefix = f"{where}: " if where else ""
     if first["type"] == "extra_forbidden":
         parent = {name.rpartition(".")[2] for name in _names(model, loc[:-1])}
-        return f"{prefix}{field} is not a setting{nearest(loc[-1], parent)}"
+        return f"{field} is not a setting{nearest(loc[-1], parent)}"
     if first["type"] == "union_tag_invalid":
-        kinds = ("replay", "rollout", "dataset")
-        return f"{prefix}source.name: got {value['name']!r}, expected {', '.join(kinds)}{nearest(value['name'], kinds)}"
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{prefix}{field}: got {value!r}, expected {expected}"
+        name = str(value["name"]) if isinstance(value, Mapping) else str(value)
+        return f"source.name: got '{name}', expected {', '.join(_SOURCES)}{nearest(name, _SOURCES)}"
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
+    return f"{field}: got {value!r}, expected {expected}"
 
 
 def _names(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -292,19 +321,29 @@ def _names(model: type[BaseModel], path: list[str]) -> list[str]:
     return [prefix + n[len(prefix) :].split(".")[0] for n in found]
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yield (dotted name, default, description) of every setting, sources' variants included."""
+def fields(model: type[BaseModel], prefix: str = "", values: Any = None) -> Iterator[tuple[str, Any, str]]:
+    """Yield (dotted name, default, description) of every setting, sources' variants included.
+
+    A setting that is a mapping comes before its fields if it has a description. ``values``: an instance of
+    ``model`` that holds the defaults; None: the model's own.
+    """
     for name, info in model.model_fields.items():
-        default = info.get_default(call_default_factory=True) if not info.is_required() else None
-        kinds = [info.annotation, *get_args(info.annotation)]
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if inner:
-            for kind in inner:
-                yield from fields(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, default, info.description or ""
+        default = info.get_default() if values is None else getattr(values, name)
+        default = None if info.is_required() and values is None else default
+        inner = models_in(info.annotation)
+        if info.description or not inner:
+            choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+            one_of = f" (one of {', '.join(choices)})" if len(choices) > 1 else ""
+            yield prefix + name, default, (info.description or "") + one_of
+        for kind in inner:
+            yield from fields(kind, f"{prefix}{name}.", default if isinstance(default, kind) else None)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that a field may hold."""
+    return [k for k in (annotation, *get_args(annotation)) if isinstance(k, type) and issubclass(k, BaseModel)]
 
 
 def dump(config: Config[Any]) -> str:
     """Return the complete settings as YAML, re-runnable as they are."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return plain_yaml.dump(config.model_dump(mode="json"))

@@ -11,21 +11,25 @@ from rlcore.errors import UserError
 from rlcore.run import load
 
 
-def predict(run: str, inputs: Sequence[str], which: str = "last") -> tuple[list[Any], list[str]]:
+def predict(run: str | Path, inputs: Sequence[str], which: str = "last") -> tuple[list[Any], list[str]]:
     """Return predictions and remarks for a CSV file, the NAME=VALUE pairs of one row, or observations in JSON.
 
     Raises:
         UserError: the inputs are none of these, or do not fit the run.
     """
     loaded = load(run, which)
-    if loaded.predictor is not None:
-        if len(inputs) == 1 and "=" not in inputs[0]:
-            return loaded.predict(Path(inputs[0]))
-        pairs = [text.partition("=") for text in inputs]
-        if bad := next((name for name, equals, _ in pairs if not equals), None):
-            raise UserError(f"input '{bad}': expected a CSV file alone, or NAME=VALUE pairs of one row")
-        return loaded.predict([{name: value for name, _, value in pairs}])
-    return loaded.predict([_observation(text) for text in inputs])
+    if loaded.predictor is None:
+        return loaded.predict([_observation(text) for text in inputs])
+    if len(inputs) == 1 and "=" not in inputs[0]:
+        return loaded.predict(Path(inputs[0]))
+    row: dict[str, str] = {}
+    for text in inputs:
+        name, equals, value = text.partition("=")
+        if not equals or name in row:
+            expected = "every name once" if equals else "a CSV file alone, or NAME=VALUE pairs of one row"
+            raise UserError(f"input '{text}': expected {expected}")
+        row[name] = value
+    return loaded.predict([row])
 
 
 def _observation(text: str) -> Any:

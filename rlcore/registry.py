@@ -40,16 +40,24 @@ def names(kind: Kind) -> list[str]:
     return sorted({*_installed(kind), *(name for k, name in _own if k == kind)})
 
 
+def imported(kind: Kind, name: str) -> bool:
+    """Whether ``name`` was registered as an object, so that finding it imports nothing."""
+    return not isinstance(_own.get((kind, name), ""), str)
+
+
 def find(kind: Kind, name: str) -> Any:
     """Return what is registered as ``name``.
 
     Raises:
-        UserError: the name is unknown; says the nearest known one.
+        UserError: the name is unknown (says the nearest known one), or its package cannot be imported.
     """
     target = _own.get((kind, name)) or _installed(kind).get(name)
     if target is None:
         raise UserError(f"{kind.rstrip('s')} '{name}' is unknown{nearest(name, names(kind))}")
     if isinstance(target, str):
         module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{kind.rstrip('s')} '{name}' cannot be imported from {target}: {error}") from error
     return target

@@ -13,7 +13,7 @@ from rlcore import config as configs
 from rlcore.actor import is_empty
 from rlcore.agent import Agent
 from rlcore.config import Config
-from rlcore.errors import UserError
+from rlcore.errors import UserError, note
 from rlcore.evaluation import evaluate as evaluate_agent
 from rlcore.gym_vector import as_tensors
 from rlcore.tree import leaves, tmap
@@ -22,20 +22,22 @@ from rlcore.vector import Predictor
 
 
 class Run:
-    """A run's agent, with what it takes to use it. Made by `train` and `load`."""
+    """A run's agent, with what it takes to use it. Made by `train` and `load`.
+
+    Attributes:
+        path: the run's folder.
+        config: its settings.
+        agent: in evaluation mode.
+        spec: the spaces it acts in.
+        result: what result.json holds; empty while the run is unfinished.
+    """
 
     def __init__(
-        self,
-        path: Path,
-        config: Config[Any],
-        agent: Agent,
-        spec: Spec,
-        result: dict[str, Any],
-        predictor: Predictor | None = None,
+        self, path: Path, config: Config[Any], agent: Agent, spec: Spec, predictor: Predictor | None = None
     ) -> None:
-        self.path, self.config, self.agent, self.spec, self.predictor = path, config, agent, spec, predictor
-        self.result = result  # what result.json holds
-        self.agent.eval()
+        self.path, self.config, self.agent, self.spec = path, config, agent.eval(), spec
+        self.predictor = predictor
+        self.result: dict[str, Any] = runs.read_json(path / "result.json")
         self.state: Any = None
 
     def reset(self) -> None:
@@ -46,16 +48,20 @@ class Run:
         """Return the greedy action for one observation of the environment's space, or actions for a batch.
 
         Recurrent agents remember what they saw; call `reset` where an episode begins.
+
+        Raises:
+            UserError: the observation does not fit the space.
         """
         tensors = as_tensors(self.spec.obs_space, obs)
-        shape = next(leaves(as_tensors(self.spec.obs_space, self.spec.obs_space.sample()))).shape
-        first = next(leaves(tensors))
-        single = first.dim() == len(shape)
-        if first.shape != shape and first.shape[1:] != shape:
-            raise UserError(f"obs: got shape {tuple(first.shape)}, expected {tuple(shape)} or a batch of these")
+        shapes = [leaf.shape for leaf in leaves(as_tensors(self.spec.obs_space, self.spec.obs_space.sample()))]
+        given = [leaf.shape for leaf in leaves(tensors)]
+        single = given == shapes
+        if not single and ([s[1:] for s in given] != shapes or len({s[:1] for s in given}) != 1):
+            got, expected = (", ".join(str(tuple(s)) for s in many) for many in (given, shapes))
+            raise UserError(f"obs: got shape {got}, expected {expected} or a batch of these")
         batch = tmap(lambda x: x.unsqueeze(0) if single else x, tensors)
         if mask is not None:
-            mask = torch.as_tensor(mask).bool().view(1 if single else len(first), -1)
+            mask = torch.as_tensor(mask).bool().view(1 if single else given[0][0], -1)
         action = self.choose(batch, mask).cpu().numpy()
         return action[0] if single else action
 
@@ -86,6 +92,9 @@ class Run:
 
         For tables: a CSV file's path, or rows as mappings; predictions in the target's units or class
         labels. Elsewhere: a sequence of observations; predictions are greedy actions.
+
+        Raises:
+            UserError: the inputs do not fit the run.
         """
         if self.predictor is None:
             return [self.act(obs).tolist() for obs in inputs], []
@@ -101,8 +110,8 @@ def find_checkpoint(run: Path, which: str = "last") -> Path:
     """
     folder = run / "checkpoints"
     if which == "last":
-        found = checkpoint.latest(folder)
-    elif which == "best" or which.isdigit():
+        found = checkpoint.latest(folder, note)
+    elif which == "best" or which.isdecimal():
         found = folder / (which if which == "best" else f"{int(which):012d}")
     else:
         raise UserError(f"--checkpoint: got '{which}', expected last, best or a frame")
@@ -129,19 +138,23 @@ def load_weights(agent: Agent, weights: dict[str, torch.Tensor], origin: str) ->
 def load(run: str | Path, which: str = "last") -> Run:
     """Load a run's agent from its ``last`` or ``best`` checkpoint, or the one at a frame.
 
+    torch is set to the run's number of threads, so that it computes what it computed in training.
+
     Raises:
         UserError: there is no such run or checkpoint, or it is damaged.
     """
-    folder = runs.resolve(run)[0]
+    folder = runs.resolve_one(run)
     config = configs.validate(configs.read(folder), str(folder / "config.yaml"))
-    fitted = runs.read_json(folder / "fitted.json")
-    if fitted:  # predicts without the data it was trained on
+    torch.set_num_threads(config.threads)
+    build.device(config.device)
+    predictor = None
+    if fitted := runs.read_json(folder / "fitted.json"):  # predicts without the data it was trained on
         predictor = registry.find("envs", config.env.id).predictor({**config.env.kwargs, **fitted})
         spec = predictor.spec
     else:
         env = build.env(config.env, config.device, num_envs=1)
-        predictor, spec = None, env.spec
+        spec = env.spec
         env.close()
     agent = build.agent(config, spec)
     load_weights(agent, checkpoint.load(find_checkpoint(folder, which)).agent, str(folder))
-    return Run(folder, config, agent, spec, runs.read_json(folder / "result.json") or {}, predictor)
+    return Run(folder, config, agent, spec, predictor)

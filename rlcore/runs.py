@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -10,52 +11,103 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rlcore import config as configs
 from rlcore.config import Config
 from rlcore.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # no POSIX: nothing tells a running run from an unfinished one
+    fcntl = None
+
 PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "scipy", "safetensors", "pydantic")
+_LOCK = ".lock"
 
 
-def fresh(recipe: str, seed: int, root: Path = Path("runs")) -> Path:
-    """Return a folder under ``root`` that does not exist yet, named by recipe, seed and time."""
-    stem = f"{recipe or 'run'}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
-    return next(root / name for name in names if not (root / name).exists())
-
-
-def create(out: Path, config: Config[Any]) -> None:
-    """Make the folder with config.yaml and manifest.json.
+def create(out: str | Path | None, config: Config[Any]) -> Path:
+    """Make a run's folder and return it; None: a fresh one under ``runs/``, named by recipe, seed and time.
 
     Raises:
         UserError: the folder holds another run or other files, or cannot be written.
     """
+    if out is not None:
+        path = Path(out)
+        _check_free(path, config)
+        with _writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+    stem = f"{config.recipe or 'run'}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for name in (stem, *(f"{stem}-{i}" for i in range(2, 1000))):  # others may begin in the same second
+        with _writing(Path("runs")), contextlib.suppress(FileExistsError):
+            (Path("runs") / name).mkdir(parents=True)
+            return Path("runs") / name
+    raise UserError(f"runs/{stem}: a thousand runs began in one second; expected --out DIR")
+
+
+def _check_free(out: Path, config: Config[Any]) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; expected a folder")
     if (out / "config.yaml").exists():
         other = configs.validate(configs.read(out), str(out / "config.yaml"))
-        same = "this very run; add --resume to continue it" if other == config else "another run's configuration"
-        raise UserError(f"--out {out}: holds {same}, expected a new or empty folder")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out}: is not empty and holds no run; expected a new or empty folder")
+        if other == config:
+            raise UserError(f"--out {out}: holds this very run; add --resume to continue it, or give another folder")
+        raise UserError(f"--out {out}: holds another run's configuration; expected a new or empty folder")
+    with _writing(out):
+        if out.exists() and any(path.name != _LOCK for path in out.iterdir()):
+            raise UserError(f"--out {out}: is not empty and holds no run; expected a new or empty folder")
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; a process that dies lets go of it.
+
+    Raises:
+        UserError: another process trains it, or the folder cannot be written.
+    """
+    with _writing(run):
+        file = (run / _LOCK).open("w")
+    with file:
+        if not _lock(file):
+            raise UserError(f"run '{run}': is being trained by another process; expected one at a time")
+        yield
+
+
+def _lock(file: Any) -> bool:
+    """Try to take the lock; whether no other process has it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write(out, config)
+        yield
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); expected a writable folder") from None
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"cannot write to '{path}': {why}; expected a writable folder with free space") from error
 
 
 def write(run: Path, config: Config[Any]) -> None:
-    """(Re)write config.yaml and manifest.json; the result of an earlier end no longer holds."""
-    (run / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    """(Re)write config.yaml and manifest.json; the result of an earlier end no longer holds.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_text(run / "config.yaml", configs.dump(config))
     write_json(run / "manifest.json", manifest(config))
-    (run / "result.json").unlink(missing_ok=True)
+    with _writing(run):
+        (run / "result.json").unlink(missing_ok=True)
 
 
 def manifest(config: Config[Any]) -> dict[str, Any]:
@@ -66,7 +118,6 @@ def manifest(config: Config[Any]) -> dict[str, Any]:
         "seed": config.seed,
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "pid": os.getpid(),
         "git": _git_revision(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -82,21 +133,39 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     here = Path(__file__).resolve().parent
     try:
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=5
-        )
+        revision = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return revision.stdout.strip() or None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one move, so that a reader never sees half of it."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one move, so that a reader never sees half of it.
+
+    Raises:
+        UserError: it cannot be written; the file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with _writing(path.parent):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON mapping; an empty one where the file is absent or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def resolve(pattern: str | Path, root: Path = Path("runs")) -> list[Path]:
@@ -106,10 +175,10 @@ def resolve(pattern: str | Path, root: Path = Path("runs")) -> list[Path]:
         UserError: there is none, or one is not a run.
     """
     if str(pattern) == "latest":
-        found = [p.parent for p in root.glob("*/manifest.json")]
-        if not found:
+        made = list(root.glob("*/manifest.json"))
+        if not made:
             raise UserError(f"run 'latest': there is no run under {root}/")
-        return [max(found, key=lambda p: (p / "manifest.json").stat().st_mtime)]
+        return [max(made, key=lambda path: path.stat().st_mtime_ns).parent]
     path = Path(pattern)
     found = [path] if path.exists() else sorted(Path(p) for p in glob.glob(str(pattern)))
     if not found:
@@ -120,47 +189,55 @@ def resolve(pattern: str | Path, root: Path = Path("runs")) -> list[Path]:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON mapping, or None where the file is absent or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+def resolve_one(pattern: str | Path) -> Path:
+    """Return the run folder that a folder, a glob or ``latest`` names.
+
+    Raises:
+        UserError: as `resolve`, or there are several.
+    """
+    found = resolve(pattern)
+    if len(found) > 1:
+        raise UserError(f"run '{pattern}': names {len(found)} runs, expected one")
+    return found[0]
+
+
+def resolve_all(patterns: Sequence[str | Path]) -> list[Path]:
+    """Return the run folders of several patterns, each once; see `resolve`."""
+    return list(dict.fromkeys(run for pattern in patterns for run in resolve(pattern)))
 
 
 def describe(run: Path) -> dict[str, Any]:
     """Return what `runs.py list` says of a folder: recipe, seed, status, frames, result. Never fails."""
-    made, result = read_json(run / "manifest.json"), read_json(run / "result.json")
-    about: dict[str, Any] = {"run": str(run), "recipe": "", "seed": None, "status": "broken", "frames": None}
-    for name, broken in (("config.yaml", not (run / "config.yaml").is_file()), ("manifest.json", made is None)):
-        if broken:
-            return about | {"problem": f"{name} is absent or broken"}
-    assert made is not None
-    about |= {"recipe": made.get("recipe"), "seed": made.get("seed")}
-    if result is None:
-        about["status"] = "running" if _alive(made.get("pid")) else "unfinished"
-        saved = [p.name for p in (run / "checkpoints").glob("[0-9]*")]
-        return about | {"frames": int(max(saved)) if saved else 0}
-    evaluation = result.get("evaluation") or {}
-    about |= {"status": result.get("status", "finished"), "frames": result.get("frames")}
-    return about | {key: evaluation[key] for key in ("mean", "ci_low", "ci_high") if key in evaluation}
-
-
-def _alive(pid: Any) -> bool:
-    if not isinstance(pid, int) or pid == os.getpid():
-        return pid == os.getpid()
+    row: dict[str, Any] = {"run": str(run), "recipe": None, "seed": None, "status": "broken", "frames": None}
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+        raw = configs.read(run)
+    except UserError as error:
+        return row | {"problem": str(error) if (run / "config.yaml").exists() else "there is no config.yaml"}
+    row |= {"recipe": raw.get("recipe"), "seed": raw.get("seed")}
+    result = read_json(run / "result.json")
+    if not result and (run / "result.json").exists():
+        return row | {"problem": "result.json is broken"}
+    if not result:
+        saved = [path.name for path in (run / "checkpoints").glob("[0-9]*") if path.name.isdecimal()]
+        return row | {"status": "running" if _running(run) else "unfinished", "frames": int(max(saved, default=0))}
+    row |= {"status": result.get("status"), "frames": result.get("frames")}
+    if "error" in result:
+        row["problem"] = result["error"]
+    evaluation = result.get("evaluation")
+    numbers = evaluation if isinstance(evaluation, dict) else {}
+    return row | {key: numbers[key] for key in ("mean", "ci_low", "ci_high") if isinstance(numbers.get(key), float)}
+
+
+def _running(run: Path) -> bool:
+    try:
+        with (run / _LOCK).open() as file:
+            return fcntl is not None and not _lock(file)
     except OSError:
-        return True
-    return True
+        return False
 
 
 def listing(folder: str | Path) -> list[dict[str, Any]]:
-    """Return what `describe` says of every run directly under a folder.
+    """Return what `describe` says of every folder directly under a folder.
 
     Raises:
         UserError: there is no such folder.
@@ -181,21 +258,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         result = row.get("problem", "")
         if "mean" in row:
-            result = f"{row['mean']:.4g} [{row['ci_low']:.4g}, {row['ci_high']:.4g}]"
+            interval = f" [{row['ci_low']:.4g}, {row['ci_high']:.4g}]" if "ci_low" in row and "ci_high" in row else ""
+            result = f"{row['mean']:.4g}{interval}"
         cells = ["" if row[name] is None else str(row[name]) for name in columns[:-1]]
         drawn.add_row(*cells, result, style="red" if row["status"] in ("broken", "failed") else None)
     console = Console(width=None if sys.stdout.isatty() else 200)
     with console.capture() as captured:
-        console.print(drawn)
+        console.print(drawn, markup=False)
     return captured.get().rstrip()
 
 
-def show(run: Path, about: dict[str, Any]) -> str:
-    """Return all about one run as YAML: what `describe` says, its result, manifest and settings."""
-    result = {k: v for k, v in (about.pop("result") or {}).items() if k != "evaluation"}
-    evaluation = (read_json(run / "result.json") or {}).get("evaluation") or {}
-    numbers = {k: v for k, v in evaluation.items() if k != "returns"}
-    saved = [p.name for p in sorted((run / "checkpoints").glob("[0-9b]*"))]
-    parts = {**about, "result": {**result, "evaluation": numbers}, "checkpoints": saved}
-    parts |= {"manifest": read_json(run / "manifest.json"), "config": configs.read(run)}
-    return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True).rstrip()
+def about(run: Path) -> dict[str, Any]:
+    """Return all about one run: what `describe` says, its result, checkpoints, manifest and settings.
+
+    Raises:
+        UserError: its config.yaml is broken.
+    """
+    result = read_json(run / "result.json")
+    if isinstance(evaluation := result.get("evaluation"), dict):
+        result["evaluation"] = {k: v for k, v in evaluation.items() if k != "returns"}
+    saved = sorted(path.name for path in (run / "checkpoints").glob("[0-9b]*"))
+    parts = {**describe(run), "result": result, "checkpoints": saved}
+    return parts | {"manifest": read_json(run / "manifest.json"), "config": configs.read(run)}

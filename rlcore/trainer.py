@@ -104,6 +104,7 @@ class Trainer:
             "meter": self.meter.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "train_seconds": self.train_seconds,
+            "stopping": self.stopping,
             "callbacks": [getattr(callback, "state_dict", dict)() for callback in self.callbacks],
         }
 
@@ -115,6 +116,7 @@ class Trainer:
         self.meter.load_state_dict(state["meter"])
         torch.set_rng_state(state["torch_rng"].cpu())
         self.train_seconds = state["train_seconds"]
+        self.stopping = state["stopping"]
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             if saved:
                 callback.load_state_dict(saved)  # type: ignore[attr-defined]
