@@ -1,17 +1,20 @@
-"""Benchmarks that users can rerun. Each prints medians over repetitions and ratios with their spread."""
+"""Benchmarks that users can rerun: what hosting costs, and how a recipe does over many seeds."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlcore import build
+from rlcore import build, study
 from rlcore import config as configs
 from rlcore.callbacks import Log
+from rlcore.cli import Parser, guarded, positive
 from rlcore.config import Config, DatasetConfig
 from rlcore.errors import UserError
 from rlcore.optim import FUSED, OPTIMIZERS
@@ -95,3 +98,45 @@ def _time_bare(trainer: Trainer, config: Config[Any], updates: int) -> float:
             optimizer.step()
             done += 1
     return time.perf_counter() - start
+
+
+def _range(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected A-B, such as 0-9")
+    return list(range(int(first), int(last or first) + 1))
+
+
+@guarded
+def main(arguments: list[str]) -> None:
+    """Measure."""
+    parser = Parser("Benchmarks. Run them with nothing else running on the machine.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|seeds")
+    host = commands.add_parser(
+        "hosting",
+        help="the Trainer against a bare loop",
+        text="The Trainer against a bare PyTorch loop on the same batches.",
+    )
+    host.add_argument("recipes", nargs="*", default=["house_prices", "line"], metavar="RECIPE")
+    host.add_argument("--updates", type=positive, default=3_000, help="updates per repetition [3000]")
+    host.add_argument("--pairs", type=positive, default=15, help="interleaved repetitions [15]")
+    seeds = commands.add_parser(
+        "seeds",
+        help="a recipe over many seeds",
+        text="Train a recipe on many seeds; print a table, draw the learning curve.",
+    )
+    seeds.add_argument("recipe", metavar="RECIPE")
+    seeds.add_argument("--seeds", type=_range, default=list(range(10)), metavar="A-B", help="seeds A to B [0-9]")
+    seeds.add_argument("--jobs", type=positive, default=1, help="processes; more than one blurs the times [1]")
+    seeds.add_argument("--folder", type=Path, default=Path("runs/seeds"), help="where the runs go [runs/seeds]")
+    seeds.add_argument("--figure", type=Path, help="draw the learning curve into this PNG or SVG file")
+    options = parser.parse_args(arguments)
+    if options.command == "hosting":
+        for recipe in options.recipes:
+            result = hosting(recipe, options.updates, options.pairs)
+            print(f"{recipe}: " + "  ".join(f"{name} {value:.3g}" for name, value in result.items()), flush=True)
+        return
+    paths = study.train_seeds(options.recipe, options.seeds, options.folder, options.jobs)
+    print(study.table(options.recipe, study.summarise(paths)))
+    if options.figure:
+        study.draw(paths, options.figure, f"{options.recipe}, {len(paths)} seeds")

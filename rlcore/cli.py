@@ -22,7 +22,7 @@ class Command(Protocol):
         """Run on the arguments (default: the command line's) and exit."""
 
 
-def _guarded(command: Callable[[list[str]], None]) -> Command:
+def guarded(command: Callable[[list[str]], None]) -> Command:
     """Turn bad input into one sentence and exit code 2, and Ctrl-C into 130."""
 
     def run(argv: Sequence[str] | None = None) -> None:
@@ -44,22 +44,28 @@ def _guarded(command: Callable[[list[str]], None]) -> Command:
     return run
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UserError where argparse prints its usage and exits."""
+
     def __init__(self, text: str, **more: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=text, formatter_class=formatter, allow_abbrev=False, **more)
 
     def error(self, message: str) -> Any:
+        """Raise the message."""
         raise UserError(message)
 
     def plugins(self) -> None:
+        """Add --plugin."""
         text = "import a module or package that registers own parts (may be repeated)"
         self.add_argument("--plugin", metavar="PKG", action="append", default=[], help=text)
 
     def checkpoint(self) -> None:
+        """Add --checkpoint."""
         self.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
 
     def json(self) -> None:
+        """Add --json."""
         self.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -99,11 +105,11 @@ def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return values, rest
 
 
-@_guarded
+@guarded
 def train(argv: list[str]) -> None:
     """Train an agent."""
     settings, rest = _settings(argv)
-    parser = _Parser("Train an agent on an environment or a task.", add_help=False)
+    parser = Parser("Train an agent on an environment or a task.", add_help=False)
     recipe = "a recipe's name, a YAML file, or a run's folder [cartpole_dqn]"
     parser.add_argument("config", nargs="*", metavar="CONFIG", help=recipe)
     parser.add_argument("--out", metavar="DIR", help="the run's folder [a fresh one under runs/]")
@@ -136,13 +142,13 @@ def train(argv: list[str]) -> None:
         print(f"{run.result['frames']} frames in {seconds:.1f} s of training{why}; run: {run.path}")
 
 
-@_guarded
+@guarded
 def evaluate(argv: list[str]) -> None:
     """Evaluate runs."""
-    parser = _Parser("Play seeded greedy episodes (for tasks: the held-out split) and print their statistics.")
+    parser = Parser("Play seeded greedy episodes (for tasks: the held-out split) and print their statistics.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
     count = "episodes per run [the run's eval.final_episodes: 100]"
-    parser.add_argument("--episodes", type=_positive, metavar="N", help=count)
+    parser.add_argument("--episodes", type=positive, metavar="N", help=count)
     base = "episode i starts from SEED + i [the run's eval.final_seed: 10000]"
     parser.add_argument("--seed", type=_natural, help=base)
     parser.checkpoint()
@@ -164,10 +170,10 @@ def evaluate(argv: list[str]) -> None:
     print(json.dumps(result) if options.json else _report(" ".join(options.runs), result))
 
 
-@_guarded
+@guarded
 def predict(argv: list[str]) -> None:
     """Predict with a run."""
-    parser = _Parser("Print predictions for new rows of a table, or greedy actions for observations.")
+    parser = Parser("Print predictions for new rows of a table, or greedy actions for observations.")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
     inputs = "a CSV file, the NAME=VALUE pairs of one row, or observations in JSON, such as '[0.1, 0, -0.2, 0]'"
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
@@ -185,10 +191,10 @@ def predict(argv: list[str]) -> None:
     print(json.dumps(predictions) if options.json else "\n".join(map(_readable, predictions)))
 
 
-@_guarded
+@guarded
 def list_runs(argv: list[str]) -> None:
     """List and show runs."""
-    parser = _Parser("List the runs in a folder, or show one.")
+    parser = Parser("List the runs in a folder, or show one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|show")
     listing = commands.add_parser("list", text="List runs.", help="a line for every run")
     listing.add_argument("folder", nargs="?", default="runs", help="where to look [runs]")
@@ -223,7 +229,8 @@ def _readable(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Parse a positive integer."""
     value = _natural(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected a positive integer")

@@ -1,0 +1,4 @@
+from rlcore.benchmark import main
+
+if __name__ == "__main__":
+    main()
