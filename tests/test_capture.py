@@ -93,6 +93,37 @@ def test_in_every_mode_also_where_a_reset_is_due(backend, mode):
     assert [x.all() for x in run(env, actions(env, 0, 7))[3::6]][:7] == [False] * 6 + [True]
     env.close()
     assert all(goes_on(build, lead, 40) for lead in (6, 7, 8))
+    # Here episodes end one by one, so that a masked reset leaves rows as they were.
+    assert goes_on(lambda: make_env("CartPole-v1", 3, backend=backend, autoreset=mode), 15, 40)
+
+
+@pytest.mark.parametrize("backend", ["native", "sync", "async"])
+def test_a_used_environment_forgets_its_own_due_resets(backend):
+    kwargs = {"max_episode_steps": 7}
+    env, used = (make_env("CartPole-v1", 2, backend=backend, autoreset="next_step", kwargs=kwargs) for _ in range(2))
+    env.reset(seed=0)
+    used.reset(seed=1)
+    moves = actions(env, 0, 30)
+    run(env, moves[:3])
+    run(used, moves[:7])
+    used.restore(saved(env.capture()))
+    assert all(map(torch.equal, run(env, moves[3:]), run(used, moves[3:])))
+    env.close()
+    used.close()
+
+
+@pytest.mark.parametrize("backend", ["native", "sync", "async"])
+def test_a_masked_reset_after_restoring_shows_the_captured_rows(backend):
+    env, fresh = (make_env("CartPole-v1", 3, backend=backend, autoreset="disabled") for _ in range(2))
+    env.reset(seed=0)
+    step = env.step(torch.tensor([0, 1, 0]))
+    fresh.restore(saved(env.capture()))
+    mask = torch.tensor([False, True, False])
+    obs, _ = fresh.reset(mask=mask)
+    assert torch.equal(obs, env.reset(mask=mask)[0])
+    assert torch.equal(obs[~mask], step.next_obs[~mask])
+    env.close()
+    fresh.close()
 
 
 def test_gymnasiums_own_vector_of_cartpoles():

@@ -179,6 +179,15 @@ def test_observations_are_converted(space, dtype, shape):
     assert env.step(torch.tensor([0, 1])).next_obs.dtype == dtype
 
 
+def test_observations_outlive_the_vectors_own_buffer():
+    space = spaces.Box(-1, 1, (3,), np.float32)
+    env = GymVector(SyncVectorEnv([lambda: Shows(space)], copy=False, autoreset_mode="SameStep"))
+    step = env.step(torch.tensor([0]))
+    kept, copied = step.obs, step.obs.clone()
+    assert not torch.equal(env.step(torch.tensor([0])).obs, copied)
+    assert torch.equal(kept, copied)
+
+
 def test_trees_keep_their_structure_also_at_episode_ends():
     space = spaces.Dict(
         a=spaces.Box(-1, 1, (2,), np.float64), b=spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(2)])
