@@ -7,7 +7,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from rlcore import config as configs
@@ -52,21 +53,40 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=text, formatter_class=formatter, allow_abbrev=False, **more)
 
     def error(self, message: str) -> Any:
+        """Raise what is printed as one sentence."""
         """Raise the message."""
         raise UserError(message)
 
+    def read(self, argv: list[str]) -> Any:
+        """Parse the arguments; one that is not known is told with the nearest that is."""
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            commands = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]
+            actions = [action for parser in (self, *chain(*commands)) for action in parser._actions]
+            raise _unknown(unknown[0], {text[2:] for action in actions for text in action.option_strings if text[2:]})
+        return options
+
     def plugins(self) -> None:
+        """Add --plugin."""
         """Add --plugin."""
         text = "import a module or package that registers own parts (may be repeated)"
         self.add_argument("--plugin", metavar="PKG", action="append", default=[], help=text)
 
     def checkpoint(self) -> None:
         """Add --checkpoint."""
+        """Add --checkpoint."""
         self.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
 
     def json(self) -> None:
         """Add --json."""
+        """Add --json."""
         self.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _unknown(word: str, known: Iterable[str]) -> UserError:
+    """Return the error for a word that no option begins with."""
+    name = word.lstrip("-").partition("=")[0].split(".")[0]
+    return UserError(f"argument '{word}' is not known{nearest(name, known)}")
 
 
 def _import(plugins: Sequence[str]) -> None:
@@ -119,9 +139,7 @@ def train(argv: list[str]) -> None:
     parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
     options, unknown = parser.parse_known_args(rest)
     if unknown:
-        known = {*configs.Config.model_fields, *vars(options)} - {"config"}
-        name = unknown[0].lstrip("-").partition("=")[0].split(".")[0]
-        raise UserError(f"argument '{unknown[0]}' is not known{nearest(name, known)}")
+        raise _unknown(unknown[0], {*configs.Config.model_fields, *vars(options)} - {"config"})
     if len(options.config) > 1:
         raise UserError(f"expected one CONFIG, got {len(options.config)}: {' '.join(options.config)}")
     _import(options.plugin)
@@ -156,7 +174,7 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("--render", metavar="window|FILE.gif", help=view)
     parser.plugins()
     parser.json()
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     _import(options.plugin)
     folders = runs.resolve_all(options.runs)
     from rlcore import api
@@ -180,7 +198,7 @@ def predict(argv: list[str]) -> None:
     parser.checkpoint()
     parser.plugins()
     parser.json()
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     _import(options.plugin)
     folder = runs.resolve_one(options.run)
     from rlcore.predict import predict as predicted
@@ -202,7 +220,7 @@ def list_runs(argv: list[str]) -> None:
     show.add_argument("run", metavar="RUN", help="a run's folder, or latest")
     for command in (listing, show):
         command.json()
-    options = parser.parse_args(argv)
+    options = parser.read(argv)
     if options.command == "show":
         about = runs.about(runs.resolve_one(options.run))
         print(json.dumps(about) if options.json else plain_yaml.dump(about).rstrip())

@@ -70,12 +70,11 @@ def evaluate(agent: Agent, env: VectorEnv, episodes: int, seed: int, max_steps: 
     """Return the statistics of seeded episodes, the task's metrics and the single returns.
 
     Keys: episodes, seed, mean, std, iqm, ci_low, ci_high (95 % bootstrap interval of the
-    interquartile mean over episodes), min, max, length (mean), the task's metrics, returns.
+    interquartile mean over episodes), min, max, the task's metrics, returns.
     """
     played = play(agent, env, episodes, seed, max_steps)
     returns = played.returns.cpu().numpy()
     result: dict[str, Any] = {"episodes": episodes, "seed": seed, **summary(returns)}
-    result["length"] = played.lengths.double().mean().item()
     result |= env.metrics(played.outcomes)
     if "is_success" in played.outcomes:
         result["success_rate"] = played.outcomes["is_success"].double().mean().item()
