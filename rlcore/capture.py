@@ -49,16 +49,17 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset, remembering how to do it again."""
         self.ended = self.must_reset = False
-        if self.core is None and self.why is None:
+        replayed = self.core is None and self.why is None
+        if replayed:
             self.actions.clear()
-            self.digest = 0
             try:
                 self.episode = {"seed": seed, "options": freeze(options), "before": self._around()}
             except NotCapturable as error:
                 self.why = str(error)
         isolate(self.env.unwrapped)
         obs, info = self.env.reset(seed=seed, options=options)
-        self._see(obs)
+        if replayed:
+            self.digest = fingerprint(obs)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -71,12 +72,8 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
         if self.core is None and self.why is None:
             self.action = np.asarray(action)
             self.actions += self.action.tobytes()
-        self._see(obs, reward, terminated, truncated)
+            self.digest = fingerprint(reward, fingerprint(obs, self.digest))
         return copy.deepcopy(obs) if self.ended else obs, reward, terminated, truncated, info
-
-    def _see(self, *values: Any) -> None:
-        if self.core is None and self.why is None:
-            self.digest = fingerprint(values, self.digest)
 
     def _around(self) -> dict[str, Any]:
         """Return the generator and the attributes of the wrappers."""
@@ -89,9 +86,14 @@ class Capture(gym.Wrapper[Any, Any, Any, Any]):
         return around
 
     def _restore_around(self, state: dict[str, Any]) -> None:
+        wrappers = list(_chain(self.env))
+        if len(wrappers) != len(state["wrappers"]):
+            raise UserError(
+                f"environment {_name(self)} was captured in {len(state['wrappers'])} wrappers, not {len(wrappers)}"
+            )
         core = self.env.unwrapped
         core._np_random, core._np_random_seed = thaw(state["rng"]), thaw(state["seeded"])
-        for wrapper, attributes in zip(_chain(self.env), state["wrappers"], strict=True):
+        for wrapper, attributes in zip(wrappers, state["wrappers"], strict=True):
             for name, value in attributes.items():
                 setattr(wrapper, name, thaw(value, getattr(wrapper, name, None)))
 
@@ -195,6 +197,8 @@ def restore_vector(env: gym.vector.VectorEnv[Any, Any, Any], states: list[dict[s
 
 def fingerprint(value: Any, crc: int = 0) -> int:
     """Return a checksum of nested observations, rewards and flags, going on from ``crc``."""
+    if isinstance(value, np.ndarray):
+        return zlib.crc32(value.tobytes(), crc)
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, tuple | list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -72,14 +73,13 @@ class GymVector(VectorEnv):
     """Adapts a gymnasium.vector.VectorEnv, whatever its autoreset mode, and takes it over.
 
     Observations become float32, uint8 or int64 tensors, Dict and Tuple spaces trees of them. Discrete actions
-    count from 0 whatever the space's start; continuous ones are clipped to the Box here and nowhere else.
-    Environments without an ``action_mask`` in their reset's info, or one in the info under a name of ``extras``
-    missing in some steps, read as zeros there.
+    count from 0 whatever the space's start; continuous ones are clipped to the Box here and nowhere else. An
+    ``action_mask`` in the info of the first reset declares the extras action_mask and next_action_mask.
 
     Args:
         env: the vector environment; it is reset with seed 0.
         device: where observations go.
-        extras: info keys to pass on beside ``action_mask``, which is found by itself: "is_success".
+        extras: "is_success", to pass that key of the infos on; False where an info lacks it.
         split: kept for information; gymnasium environments hold nothing out.
 
     Raises:
@@ -187,6 +187,8 @@ class GymVector(VectorEnv):
         last = info.get("final_info", {}) if self.autoreset == "same_step" else info
         extras = {}
         if self._mask is not None:
+            if "action_mask" not in info:
+                raise UserError(f"{self.env}: a step's info lacks the 'action_mask' that the reset's info has")
             self._mask = after = self._bool(info["action_mask"])
             if last is not info and "action_mask" in last:
                 after = torch.where(self._bool(ended)[:, None], self._bool(last["action_mask"]), after)
@@ -205,7 +207,8 @@ class GymVector(VectorEnv):
 
     def _tensor(self, x: Any, dtype: Any) -> Tensor:
         # Always a copy: environments reuse the buffers that they return.
-        return torch.from_numpy(np.array(x, dtype=dtype)).to(self.device, non_blocking=True)
+        own = torch.from_numpy(np.array(x, dtype=dtype))
+        return own if self.device.type == "cpu" else own.to(self.device, non_blocking=True)
 
     def _bool(self, x: Any) -> Tensor:
         return self._tensor(x, np.bool_)
@@ -243,8 +246,15 @@ class GymVector(VectorEnv):
             self._mask = torch.stack([s["mask"] for s in states]).to(self.device)
 
     def close(self) -> None:
-        """Close the environments and their processes."""
-        self.env.close()
+        """Close the environments and their processes, also where an interrupt or a crash left them in mid-step."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self.env.close()
+            except (EOFError, OSError):  # a process is gone
+                self.env.closed = True
+                for process in getattr(self.env, "processes", []):
+                    process.terminate()
 
 
 class _ActionReader:

@@ -283,6 +283,13 @@ def test_a_replay_that_goes_otherwise_is_reported():
         make_env("tests/Drift-v0", 1).restore(states)
 
 
+def test_another_chain_of_wrappers_is_reported():
+    env = make_env("CartPole-v1", 1, backend="sync")
+    wrapped = make_env("CartPole-v1", 1, wrappers=[{"name": "TimeAwareObservation"}])
+    with pytest.raises(UserError, match="was captured in 2 wrappers, not 3"):
+        wrapped.restore(env.capture())
+
+
 def test_capturing_changes_nothing():
     for env_id in ("CartPole-v1", "LunarLander-v3", "Ant-v5"):
         env, other = (make_env(env_id, 1, backend="sync") for _ in range(2))
