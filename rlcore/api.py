@@ -126,7 +126,8 @@ def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger)
 
 def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
     """Write how the run ended, where there is room, and raise the error with what to do next."""
-    interrupted = isinstance(error, KeyboardInterrupt)
+    # A signal to the whole group may take an environment's process, and a step fails.
+    interrupted = isinstance(error, KeyboardInterrupt) or (trainer.interrupted and not isinstance(error, UserError))
     how = {"status": "interrupted"} if interrupted else {"status": "failed", "error": str(error) or repr(error)}
     with contextlib.suppress(UserError):
         _write_result(trainer, folder, how)

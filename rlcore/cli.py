@@ -54,7 +54,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Raise what is printed as one sentence."""
-        """Raise the message."""
         raise UserError(message)
 
     def read(self, argv: list[str]) -> Any:
@@ -68,17 +67,14 @@ class Parser(argparse.ArgumentParser):
 
     def plugins(self) -> None:
         """Add --plugin."""
-        """Add --plugin."""
         text = "import a module or package that registers own parts (may be repeated)"
         self.add_argument("--plugin", metavar="PKG", action="append", default=[], help=text)
 
     def checkpoint(self) -> None:
         """Add --checkpoint."""
-        """Add --checkpoint."""
         self.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
 
     def json(self) -> None:
-        """Add --json."""
         """Add --json."""
         self.add_argument("--json", action="store_true", help="print JSON")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -86,12 +88,15 @@ class _Builder:
         self, env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]], render_mode: str | None
     ) -> None:
         self.env_id = env_id
+        self.process = os.getpid()
         self.kwargs: dict[str, Any] = kwargs | ({} if render_mode is None else {"render_mode": render_mode})
         self.wrappers = [(w.get("name"), {k: v for k, v in w.items() if k != "name"}) for w in wrappers]
         for name, options in self.wrappers:
             _check_keywords(_wrapper(name), options, f"wrapper '{name}'")
 
     def __call__(self) -> gym.Env[Any, Any]:
+        if os.getpid() != self.process:  # a terminal sends Ctrl-C to workers too; it is the trainer's to answer
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _known(self.env_id)
