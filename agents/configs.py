@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlcore.config import AgentConfig, NetworkConfig
 from rlcore.schedules import Annealed, Schedule
@@ -29,6 +29,13 @@ class DQNConfig(AgentConfig):
     target_every: int = Field(default=500, ge=1, description="frames between copies of the hard target")
     tau: float = Field(default=0.005, gt=0, le=1, description="fraction the polyak target moves per update")
     loss: Literal["huber", "mse"] = Field(default="huber", description="penalty on the TD error")
+
+    @field_validator("epsilon")
+    @classmethod
+    def _probability(cls, value: Schedule) -> Schedule:
+        if not (0 <= value.start <= 1 and 0 <= value.end <= 1):
+            raise ValueError("start and end from 0 to 1")
+        return value
 
 
 class SupervisedConfig(AgentConfig):

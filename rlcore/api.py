@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
 
 from rlcore import build, checkpoint, runs
 from rlcore import config as configs
@@ -65,7 +68,8 @@ def train(
     else:
         config = configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides))
         config = _started_from(config)
-    trainer = build.trainer(config)
+    with _memory():
+        trainer = build.trainer(config)
     try:
         if config.init and saved is None:
             load_weights(trainer.agent, checkpoint.load(find_checkpoint(Path(config.init))).agent, config.init)
@@ -102,11 +106,12 @@ def _train(
     if reason := trainer.source.env.why_not_capturable:
         progress.message(f"a resume will not be exact: {reason}")
     try:
-        with interruptible(trainer):
-            trainer.fit()
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        return _finish(trainer, config, folder, logger)
+        with _memory():
+            with interruptible(trainer):
+                trainer.fit()
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            return _finish(trainer, config, folder, logger)
     except (Exception, KeyboardInterrupt) as error:
         _fail(trainer, folder, error)
     finally:
@@ -158,6 +163,22 @@ def _require_space(trainer: Trainer, config: Config[Any], folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Turn torch's complaint of too little memory into a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lack = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not lack:
+            raise
+        size = re.search(r"allocate (\d+) bytes", str(error))
+        what = f"a tensor of {int(size[1]) / 2**30:,.1f} GiB does not fit" if size else "there is too little"
+        raise UserError(
+            f"memory: {what}; lower env.num_envs, source.batch_size, source.capacity or the network's size"
+        ) from error
+
+
+@contextlib.contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
     """Let Ctrl-C (and SIGTERM) end the iteration instead of tearing it; a second Ctrl-C stops at once."""
 
@@ -190,7 +211,7 @@ def _resumed_config(
         free = name == "recipe" or any(f"{name}.".startswith(f"{part}.") for part in RESUMABLE)
         inherited = name == "budget.horizon" and after is None
         if before != after and not free and not inherited and before != {} and after != {}:
-            got, had = ("nothing" if value is None else repr(value) for value in (after, before))
+            got, had = ("nothing" if value in (None, "") else repr(value) for value in (after, before))
             raise UserError(
                 f"{name}: got {got}, but {folder} was trained with {had}; a resumed run may change only "
                 f"{', '.join(RESUMABLE)} (to start from its weights use --init)"
@@ -254,7 +275,7 @@ def evaluate(
         if run.config.env.id != loaded[0].config.env.id:
             ids = f"{loaded[0].path} plays {loaded[0].config.env.id} and {run.path} plays {run.config.env.id}"
             raise UserError(f"{ids}; expected runs of one environment")
-    results = [run.evaluate(episodes, seed) for run in loaded]
+    results = [_evaluated(run, episodes, seed) for run in loaded]
     if len(results) == 1:
         return results[0]
     first, means = results[0], [result["mean"] for result in results]
@@ -270,3 +291,10 @@ def evaluate(
         "returns": means,
         "runs": single,
     }
+
+
+def _evaluated(run: Run, episodes: int | None, seed: int | None) -> dict[str, Any]:
+    try:
+        return run.evaluate(episodes, seed)
+    except Diverged as error:
+        raise Diverged(f"evaluation of {run.path}: {error}") from None

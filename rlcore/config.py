@@ -1,14 +1,14 @@
 """The settings of a run: validated models <- YAML recipe <- dotted overrides. An unknown key is an error.
 
-Imports no torch: ``--help`` lists every field from here.
+Imports no torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
 
 from rlcore import plain_yaml, registry
 from rlcore.errors import UserError, nearest
+from rlcore.fields import names
 from rlcore.schedules import Schedule
 
 
@@ -58,6 +59,13 @@ class EnvConfig(Model):
     wrappers: list[dict[str, Any]] = Field(
         default=[], description="gymnasium wrappers, innermost first, as [{name: X, ...}]"
     )
+
+    @field_validator("wrappers")
+    @classmethod
+    def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not all(isinstance(wrapper.get("name"), str) for wrapper in value):
+            raise ValueError("mappings with a name, such as {name: TimeLimit, max_episode_steps: 100}")
+        return value
 
 
 class NetworkConfig(Model):
@@ -160,6 +168,13 @@ class StopConfig(Model):
     threshold: float = Field(default=0.0, description="stop when the metric reaches this value")
     mode: Literal["max", "min"] = Field(default="max", description="stop at or above (max) or at or below (min)")
 
+    @field_validator("metric")
+    @classmethod
+    def _logged(cls, value: str) -> str:
+        if not re.match(r"$|(train|eval|time)/.", value):
+            raise ValueError("a logged name, such as eval/return_mean or train/episode_return")
+        return value
+
 
 _SOURCES = ("replay", "rollout", "dataset")
 SourceConfig = Annotated[ReplayConfig | RolloutConfig | DatasetConfig, Field(discriminator="name")]
@@ -216,7 +231,8 @@ def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     try:
         raw = plain_yaml.parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a readable YAML file, got {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: expected a readable YAML file, got: {why}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
     return {"recipe": path.stem, **raw} if path.name != "config.yaml" else raw
@@ -296,6 +312,8 @@ def validate(raw: Mapping[str, Any], where: str = "") -> Config[Any]:
     if config.source.name not in cls.learns_from:
         got, kinds = config.source.name, " or ".join(cls.learns_from)
         raise UserError(f"{where}source.name: got '{got}', expected {kinds} for agent '{agent['name']}'")
+    if config.stop.metric.startswith("eval/") and not config.eval.every:
+        raise UserError(f"{where}stop.metric: '{config.stop.metric}' needs evaluations; expected eval.every above 0")
     return config
 
 
@@ -305,43 +323,13 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if loc[:1] == ["source"] and len(loc) > 1 and loc[1] in _SOURCES:
         del loc[1]  # pydantic names the union's branch; users do not write it
     field, value = ".".join(loc), first.get("input")
-    if first["type"] == "extra_forbidden":
-        parent = {name.rpartition(".")[2] for name in _names(model, loc[:-1])}
-        return f"{field} is not a setting{nearest(loc[-1], parent)}"
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        return f"{field} is not a setting{nearest(loc[-1], names(model, loc[:-1]))}"
     if first["type"] == "union_tag_invalid":
         name = str(value["name"]) if isinstance(value, Mapping) else str(value)
         return f"source.name: got '{name}', expected {', '.join(_SOURCES)}{nearest(name, _SOURCES)}"
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
     return f"{field}: got {value!r}, expected {expected}"
-
-
-def _names(model: type[BaseModel], path: list[str]) -> list[str]:
-    prefix = ".".join([*path, ""]) if path else ""
-    found = [n for n, _, _ in fields(model) if n.startswith(prefix)]
-    return [prefix + n[len(prefix) :].split(".")[0] for n in found]
-
-
-def fields(model: type[BaseModel], prefix: str = "", values: Any = None) -> Iterator[tuple[str, Any, str]]:
-    """Yield (dotted name, default, description) of every setting, sources' variants included.
-
-    A setting that is a mapping comes before its fields if it has a description. ``values``: an instance of
-    ``model`` that holds the defaults; None: the model's own.
-    """
-    for name, info in model.model_fields.items():
-        default = info.get_default() if values is None else getattr(values, name)
-        default = None if info.is_required() and values is None else default
-        inner = models_in(info.annotation)
-        if info.description or not inner:
-            choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-            one_of = f" (one of {', '.join(choices)})" if len(choices) > 1 else ""
-            yield prefix + name, default, (info.description or "") + one_of
-        for kind in inner:
-            yield from fields(kind, f"{prefix}{name}.", default if isinstance(default, kind) else None)
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models that a field may hold."""
-    return [k for k in (annotation, *get_args(annotation)) if isinstance(k, type) and issubclass(k, BaseModel)]
 
 
 def dump(config: Config[Any]) -> str:

@@ -16,10 +16,13 @@ class Diverged(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the known name closest to ``name``, or the list of known names."""
+    """Return "; did you mean 'x'?" for the known name closest to ``name``, or a list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f"; known: {', '.join(known[:20])}{more}"
 
 
 def note(text: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from rlcore import config as configs
 from rlcore import registry
+from rlcore.fields import fields, models_in
 from rlcore.schedules import Schedule
 
 
@@ -22,7 +23,7 @@ def settings() -> str:
             for agent in _agents():
                 lines += _section("agent", configs.agent_config(agent), f"agent.name={agent}")
             continue
-        kinds = configs.models_in(info.annotation)
+        kinds = models_in(info.annotation)
         for kind in kinds:
             lines += _section(name, kind, f"{name}.name={kind.model_fields['name'].default}" if len(kinds) > 1 else "")
     shipped = ", ".join(sorted(path.stem for path in configs.recipes().glob("*.yaml")))
@@ -45,7 +46,7 @@ def _section(name: str, model: type[BaseModel], choice: str) -> list[str]:
 
 def _lines(prefix: str, model: type[BaseModel], only_plain: bool = False) -> list[str]:
     lines = []
-    for name, default, text in configs.fields(model, prefix):
+    for name, default, text in fields(model, prefix):
         if not (only_plain and "." in name) and text:
             value = _shown(default)
             lines.append(f"  --{name:<27} {text}{f' [{value}]' if value else ''}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -29,12 +30,14 @@ def parse(text: str, where: str) -> Any:
         UserError: the text is not YAML; says where.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+        json.dumps(value, default=str)  # an alias may make a mapping hold itself
+        return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: expected YAML, {getattr(error, 'problem', None) or error}") from None
-    except ValueError as error:  # a date that is none
+    except (ValueError, TypeError, RecursionError) as error:  # a date that is none, a list as a key
         raise UserError(f"{where}: expected YAML of plain values, {error}") from None
 
 

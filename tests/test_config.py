@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rlcore import config as configs
 from rlcore import plain_yaml
 from rlcore.errors import UserError
+from rlcore.fields import fields
 from rlcore.schedules import Schedule
 
 RECIPES = sorted(path.stem for path in configs.recipes().glob("*.yaml"))
@@ -134,4 +135,4 @@ def test_schedules_stay_between_their_ends_and_hold_the_last(
 def test_every_field_has_a_description() -> None:
     for name in ("dqn", "supervised"):
         model = configs.Config[configs.agent_config(name)]
-        assert [n for n, _, text in configs.fields(model) if not text] == []
+        assert [n for n, _, text in fields(model) if not text] == []

@@ -1,0 +1,38 @@
+"""Walk through the settings' models: what fields there are, what they mean, what they default to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def fields(model: type[BaseModel], prefix: str = "", values: Any = None) -> Iterator[tuple[str, Any, str]]:
+    """Yield (dotted name, default, description) of every setting, sources' variants included.
+
+    A setting that is a mapping comes before its fields if it has a description. ``values``: an instance of
+    ``model`` that holds the defaults; None: the model's own.
+    """
+    for name, info in model.model_fields.items():
+        default = getattr(values, name, None if info.is_required() else info.get_default(call_default_factory=True))
+        inner = models_in(info.annotation)
+        if info.description or not inner:
+            choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+            one_of = f" (one of {', '.join(map(str, choices))})" if len(choices) > 1 else ""
+            yield prefix + name, default, (info.description or "") + one_of
+        for kind in inner:
+            yield from fields(kind, f"{prefix}{name}.", default if isinstance(default, kind) else None)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that a field may hold."""
+    return [k for k in (annotation, *get_args(annotation)) if isinstance(k, type) and issubclass(k, BaseModel)]
+
+
+def names(model: type[BaseModel], path: list[str]) -> set[str]:
+    """Return the names of the fields at a path: those of all models that it may lead to."""
+    models = [model]
+    for key in path:
+        models = [k for m in models if key in m.model_fields for k in models_in(m.model_fields[key].annotation)]
+    return {name for m in models for name in m.model_fields}
