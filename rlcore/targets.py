@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def hard_update(target: nn.Module, online: nn.Module) -> None:
     """Copy every parameter and buffer of ``online`` into ``target``, in place (Mnih et al. 2015)."""
-    _copy([*target.parameters(), *target.buffers()], [*online.parameters(), *online.buffers()])
+    for into, source in zip(_tensors(target), _tensors(online), strict=True):
+        _copy(into, source)
 
 
 @torch.no_grad()
@@ -23,10 +26,21 @@ def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
 
     Buffers are copied: running statistics are averages already, and counters cannot be averaged.
     """
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
-    _copy(list(target.buffers()), list(online.buffers()))
+    (target_parameters, target_buffers), (parameters, buffers) = _tensors(target), _tensors(online)
+    torch._foreach_lerp_(target_parameters, parameters, tau)
+    _copy(target_buffers, buffers)
 
 
-def _copy(into: list[torch.Tensor], source: list[torch.Tensor]) -> None:
+_known: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
+
+
+def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return a network's parameters and buffers, looked for once: walking its modules costs more than the update."""
+    if network not in _known:
+        _known[network] = list(network.parameters()), list(network.buffers())
+    return _known[network]
+
+
+def _copy(into: list[Tensor], source: list[Tensor]) -> None:
     if into:
         torch._foreach_copy_(into, source)
