@@ -158,8 +158,9 @@ def _require_space(trainer: Trainer, config: Config[Any], folder: Path) -> None:
     one = checkpoint.nbytes(trainer.agent.state_dict(), trainer.state_dict()) + trainer.source.nbytes()
     best = checkpoint.nbytes(trainer.agent.state_dict(), {})
     rows = config.budget.frames // config.log.every + 1
+    there = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
     # The newest are kept while one more is written, and so for the best; a row costs about 2 kB in both logs.
-    checkpoint.require_space(folder, one * (config.checkpoint.keep + 1) + 2 * best + 2_000 * rows)
+    checkpoint.require_space(folder, one * (config.checkpoint.keep + 1) + 2 * best + 2_000 * rows - there)
 
 
 @contextlib.contextmanager
@@ -281,16 +282,10 @@ def evaluate(
     first, means = results[0], [result["mean"] for result in results]
     low, high = stratified_bootstrap_ci([[mean] for mean in means])
     over_runs = summary(means) | {"ci_low": low, "ci_high": high}
-    metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k not in {*over_runs, "returns"}}
     single = [{"run": str(run.path), **result} for run, result in zip(loaded, results, strict=True)]
-    return {
-        **metrics,
-        "episodes": first["episodes"],
-        "seed": first["seed"],
-        **over_runs,
-        "returns": means,
-        "runs": single,
-    }
+    result = {"episodes": first["episodes"], "seed": first["seed"], **over_runs}
+    metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k not in {*result, "returns"}}
+    return {**result, **metrics, "returns": means, "runs": single}
 
 
 def _evaluated(run: Run, episodes: int | None, seed: int | None) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _report(name: str, result: dict[str, Any]) -> str:
 
 
 def _readable(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
 def positive(text: str) -> int:
