@@ -284,7 +284,8 @@ def evaluate(
     over_runs = summary(means) | {"ci_low": low, "ci_high": high}
     single = [{"run": str(run.path), **result} for run, result in zip(loaded, results, strict=True)]
     result = {"episodes": first["episodes"], "seed": first["seed"], **over_runs}
-    metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k not in {*result, "returns"}}
+    shared = set(first).intersection(*results) - {*result, "returns"}
+    metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k in shared}
     return {**result, **metrics, "returns": means, "runs": single}
 
 
