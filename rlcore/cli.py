@@ -117,7 +117,7 @@ def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             text = next(words, "--")
             if text.startswith("--"):
                 raise UserError(f"argument {word}: has no value; expected {word}=VALUE")
-        values[name] = plain_yaml.parse(text, word)
+        values[name] = plain_yaml.parse(text, f"--{name}")
     return values, rest
 
 

@@ -35,8 +35,8 @@ def parse(text: str, where: str) -> Any:
         return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: expected YAML, {getattr(error, 'problem', None) or error}") from None
+        at = f" line {mark.line + 1}:" if mark and "\n" in text else f": got '{text}',"
+        raise UserError(f"{where}{at} expected YAML, {getattr(error, 'problem', None) or error}") from None
     except (ValueError, TypeError, RecursionError) as error:  # a date that is none, a list as a key
         raise UserError(f"{where}: expected YAML of plain values, {error}") from None
 
