@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -100,6 +101,44 @@ def test_another_agent_by_name_starts_from_its_own_defaults() -> None:
     config = configs.validate(raw)
     assert config.agent.name == "supervised"
     assert config.source.name == "dataset"
+
+
+def test_another_network_source_or_environment_by_name_drops_the_old_ones_options() -> None:
+    raw = {
+        "env": {"id": "CartPole-v1", "num_envs": 3, "kwargs": {"gravity": 2.0}},
+        "agent": {"gamma": 0.5, "network": {"name": "mlp", "kwargs": {"hidden": [3]}}},
+        "source": {"name": "replay", "capacity": 9},
+    }
+    changes = {"env.id": "Acrobot-v1", "agent.network.name": "nature_cnn", "source": {"name": "rollout", "horizon": 5}}
+    changed = configs.override(raw, changes)
+    assert changed["env"] == {"id": "Acrobot-v1", "num_envs": 3, "kwargs": {}}
+    assert changed["agent"] == {"gamma": 0.5, "network": {"name": "nature_cnn"}}
+    assert changed["source"] == {"name": "rollout", "horizon": 5}
+    same = {"env.id": "CartPole-v1", "agent.name": "dqn", "agent.network.name": "mlp", "source.name": "replay"}
+    unchanged = configs.override(raw, same)
+    assert configs.validate(unchanged) == configs.validate(raw)
+    assert configs.override(raw, {"env.kwargs": {}})["env"]["kwargs"] == {}
+
+
+def test_a_field_left_out_of_a_mapping_has_the_default_that_the_help_shows() -> None:
+    config = configs.validate({"agent": {"epsilon": {"end": 0.2}}, "source": {"capacity": 7}})
+    assert config.agent.epsilon == Schedule(kind="linear", start=1.0, end=0.2, fraction=0.2)
+    assert config.source.capacity == 7
+    assert config.source.batch_size == 128
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = [name for name, _, _ in fields(configs.Config[configs.agent_config("dqn")])]
+
+
+@given(changes=st.dictionaries(st.sampled_from([*NAMES, "agent", "source", "env", "optim"]), VALUES, max_size=3))
+def test_settings_are_valid_or_told_in_a_sentence(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(UserError):
+        configs.validate(configs.override(configs.read("cartpole_dqn"), changes))
 
 
 def test_numbers_in_scientific_notation_are_numbers() -> None:
