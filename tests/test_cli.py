@@ -65,7 +65,8 @@ def test_help_lists_every_field_with_its_meaning_and_its_own_default(command: Co
         assert option in out
     for name in ("cartpole_dqn", "house_prices", "mlp", "tabular"):
         assert name in out.split("\nrecipes: ")[1]
-    assert "--agent.epsilon.kind" in out
+    assert "linear 1 to 0.05" in lines["--agent.epsilon"]
+    assert lines["--agent.epsilon.kind"].endswith("(one of constant, linear, cosine, exponential) [linear]")
     assert not [line for line in out.splitlines() if line.rstrip().endswith(("--agent", "--source"))]
 
 

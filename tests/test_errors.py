@@ -441,7 +441,8 @@ def test_a_shadowed_package_is_told_on_import(tmp_path: Path) -> None:
 
 def test_a_folder_named_agents_where_one_works_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / "__init__.py").touch()
+    for name in ("__init__.py", "configs.py"):
+        (tmp_path / "agents" / name).touch()
     (tmp_path / "mine_beside_agents.py").touch()
     script = str(ROOT / "scripts" / "train.py")
     command = [sys.executable, script, "--plugin", "mine_beside_agents", "--agent.lss=1"]
