@@ -175,6 +175,6 @@ class Checkpoint:
     def save(self, trainer: Trainer) -> None:
         """Save, unless training has met NaN or infinity; drop old checkpoints."""
         check_finite(trainer)
-        checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), trainer.state_dict())
-        checkpoint.prune(self.folder, self.config.keep)
+        saved = checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), trainer.state_dict())
+        checkpoint.prune(saved, self.config.keep)
         self.last = trainer.clock.frames

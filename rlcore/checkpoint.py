@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,8 +92,7 @@ def load(path: Path, report: Report = lambda sentence: None) -> Checkpoint:
     Raises:
         UserError: there is none, it is damaged, or its format is one that this version does not read.
     """
-    if not path.exists() and (path.parent / f"{_OLD}{path.name}").exists():  # killed while replacing it
-        path = path.parent / f"{_OLD}{path.name}"
+    path = named(path.parent, path.name) or path
     if not (path / _MANIFEST).exists():
         newest = latest(path, report)
         if newest is None:
@@ -107,6 +106,11 @@ def load(path: Path, report: Report = lambda sentence: None) -> Checkpoint:
     return Checkpoint(manifest["frames"], path, agent, state)
 
 
+def named(folder: Path, name: str) -> Path | None:
+    """Return the checkpoint ``folder/name`` (if a kill cut its replacement short, the one it had), or None."""
+    return next((path for path in (folder / name, folder / f"{_OLD}{name}") if path.is_dir()), None)
+
+
 def latest(folder: Path, report: Report = lambda sentence: None) -> Path | None:
     """Return the newest good checkpoint of ``folder``, or None; ``report`` hears of each damaged one passed over.
 
@@ -116,17 +120,20 @@ def latest(folder: Path, report: Report = lambda sentence: None) -> Path | None:
     return next((path for path in _numbered(folder) if _good(path, report)), None)
 
 
-def prune(folder: Path, keep: int, protect: Collection[str] = ()) -> None:
-    """Remove all numbered checkpoints but the newest ``keep`` (at least 1) and those named in ``protect``.
+def prune(saved: Path, keep: int) -> None:
+    """Remove all numbered checkpoints beside ``saved`` but itself and the ``keep`` - 1 before it.
+
+    Those after it go too: they were damaged, or a run would not have gone on from before them.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    folder, paths = saved.parent, _numbered(saved.parent)
+    at = paths.index(saved)
     with writing(folder):
-        for path in _numbered(folder)[max(keep, 1) :]:
-            if path.name not in protect:
-                gone = path.rename(folder / f"{_TMP}{path.name}")  # a kill must not leave half of it under its name
-                shutil.rmtree(gone)
+        for path in paths[:at] + paths[at + keep :]:
+            gone = path.rename(folder / f"{_TMP}{path.name}")  # a kill must not leave half of it under its name
+            shutil.rmtree(gone)
 
 
 def nbytes(agent: dict[str, Tensor], state: Any) -> int:

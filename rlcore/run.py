@@ -112,10 +112,10 @@ def find_checkpoint(run: Path, which: str = "last") -> Path:
     if which == "last":
         found = checkpoint.latest(folder, note)
     elif which == "best" or which.isdecimal():
-        found = folder / (which if which == "best" else f"{int(which):012d}")
+        found = checkpoint.named(folder, which if which == "best" else f"{int(which):012d}")
     else:
         raise UserError(f"--checkpoint: got '{which}', expected last, best or a frame")
-    if found is None or not found.is_dir():
+    if found is None:
         known = [p.name.lstrip("0") or "0" for p in sorted(folder.glob("[0-9b]*")) if p.is_dir()]
         raise UserError(f"{run} has no checkpoint '{which}'; it has {', '.join(known) or 'none yet'}")
     return found

@@ -147,12 +147,20 @@ def test_latest_prune_and_names(tmp_path):
     (run / "notes.txt").write_text("foreign")
     (run / "000000999999.bak").mkdir()
     assert checkpoint.latest(run) == paths[1]
-    checkpoint.prune(run, keep=1, protect={paths[3].name})
-    assert {p.name for p in run.iterdir()} == {paths[1].name, paths[3].name, "best", "notes.txt", "000000999999.bak"}
+    checkpoint.prune(paths[1], keep=2)
+    assert {p.name for p in run.iterdir()} == {paths[1].name, paths[0].name, "best", "notes.txt", "000000999999.bak"}
     assert checkpoint.load(best).state["frames"] == 77
     assert checkpoint.load(run).frames == 10**12
-    checkpoint.prune(run, keep=0)
-    assert checkpoint.load(run).frames == 10**12
+    checkpoint.prune(paths[1], keep=1)
+    assert {p.name for p in run.iterdir()} == {paths[1].name, "best", "notes.txt", "000000999999.bak"}
+
+
+def test_pruning_spares_what_was_saved_and_not_the_damaged_ones_after_it(tmp_path):
+    before, good, damaged = save(tmp_path, 1, 2, 9)
+    (damaged / "agent.safetensors").write_bytes(b"")
+    checkpoint.prune(good, keep=1)
+    assert checkpoint.load(tmp_path).path == good
+    assert not before.exists() and not damaged.exists()
 
 
 def test_same_frame_is_replaced(tmp_path):
@@ -167,7 +175,9 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     best = checkpoint.save(tmp_path, 7, AGENT, state_at(7), name="best")
     for target in (path, best):
         target.rename(tmp_path / f".old-{target.name}")
+        assert checkpoint.named(tmp_path, target.name) == tmp_path / f".old-{target.name}"
         assert checkpoint.load(target).state["frames"] == 7
+    assert checkpoint.named(tmp_path, "other") is None
     assert checkpoint.load(tmp_path).frames == 7
     (tmp_path / ".tmp-000000000009").mkdir()
     (tmp_path / ".tmp-000000000009" / "agent.safetensors").write_bytes(b"half")
@@ -176,7 +186,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
 
 
 def test_pruning_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
-    save(tmp_path, 1, 2, 3)
+    *_, newest = save(tmp_path, 1, 2, 3)
 
     def interrupted(path, **kwargs):
         next(Path(path).iterdir()).unlink()
@@ -184,7 +194,7 @@ def test_pruning_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.prune(tmp_path, keep=1)
+        checkpoint.prune(newest, keep=1)
     numbered = [path for path in tmp_path.iterdir() if path.name.isdecimal()]
     assert sorted(checkpoint.load(path).frames for path in numbered) in ([2, 3], [1, 3])
 
@@ -337,7 +347,7 @@ def test_read_only_disk(small_disk):
     assert mount(None, small_disk, None, 32 | 1)  # MS_REMOUNT | MS_RDONLY
     refuse(small_disk, 3, 10, rf"Read-only file system; the last good checkpoint is '{good}'")
     with pytest.raises(UserError, match="Read-only"):
-        checkpoint.prune(small_disk, keep=1)
+        checkpoint.prune(good, keep=1)
     assert checkpoint.load(small_disk).path == good
 
 
@@ -382,9 +392,9 @@ folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 def write(n):
     state = {"frames": n, "buffer": torch.full((200_000,), n)}
     agent = {"w": torch.full((1000,), float(n))}
-    checkpoint.save(folder, 100 + n // 3, agent, state)  # each frame three times: replaced
+    saved = checkpoint.save(folder, 100 + n // 3, agent, state)  # each frame three times: replaced
     checkpoint.save(folder, n, agent, state, name="best")
-    checkpoint.prune(folder, keep=2)
+    checkpoint.prune(saved, keep=2)
 
 def damaged(sentence):
     raise AssertionError(sentence)

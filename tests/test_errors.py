@@ -269,6 +269,24 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(command: Comman
     assert command("evaluate", "run", "--json").out == command("evaluate", finished, "--json").out
 
 
+def test_going_on_from_before_a_damaged_checkpoint_always_leaves_a_good_one(command: Command, finished: Path) -> None:
+    shutil.copytree(finished, "run")
+    newest = Path("run/checkpoints/000000000600")
+    newest.rename(newest.with_name("000000000700"))
+    newest.with_name("000000000700").joinpath("agent.safetensors").write_bytes(b"")
+    assert command("train", "--resume", "--out", "run", "--quiet", "--checkpoint.keep", "1").code == 0
+    assert [path.name for path in sorted(newest.parent.glob("0*"))] == ["000000000600"]
+    assert command("evaluate", "run", "--json").out == command("evaluate", finished, "--json").out
+
+
+def test_a_kill_while_the_best_checkpoint_is_replaced_leaves_the_one_before(command: Command, finished: Path) -> None:
+    shutil.copytree(finished, "run")
+    best = Path("run/checkpoints/best")
+    best.rename(best.with_name(".old-best"))
+    best = command("evaluate", "run", "--checkpoint", "best", "--json")
+    assert (best.code, best.out) == (0, command("evaluate", finished, "--checkpoint", "best", "--json").out)
+
+
 # Disk
 
 ON_TMPFS = "needs root and tmpfs"
