@@ -54,20 +54,11 @@ def train(
     """
     if init is not None:
         overrides["init"] = str(init)
-    folder, saved = None, None
     if resume:
-        if out is None and isinstance(recipe, (str, Path)) and (Path(recipe) / "config.yaml").is_file():
-            out, recipe = recipe, None
-        folder = runs.resolve_one(out or "latest")
-        path = checkpoint.latest(folder / "checkpoints", note)
-        saved = checkpoint.load(path) if path else None
-        old = configs.validate(configs.read(folder), str(folder / "config.yaml"))
-        config = _resumed_config(folder, old, recipe, overrides, saved.frames if saved else 0)
-        if saved is not None and (old.stop, old.budget.frames) != (config.stop, config.budget.frames):
-            saved.state["stopping"] = None  # what ended it no longer holds
+        folder, config, saved = _resumed(recipe, out, overrides)
     else:
-        config = configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides))
-        config = _started_from(config)
+        folder, saved = None, None
+        config = _started_from(configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides)))
     with _memory():
         trainer = build.trainer(config)
     try:
@@ -197,6 +188,22 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _resumed(
+    recipe: str | Path | Mapping[str, Any] | None, out: str | Path | None, overrides: Mapping[str, Any]
+) -> tuple[Path, Config[Any], checkpoint.Checkpoint | None]:
+    """Return the folder of the run that goes on, its settings, and where it had come to."""
+    if out is None and isinstance(recipe, (str, Path)) and (Path(recipe) / "config.yaml").is_file():
+        out, recipe = recipe, None
+    folder = runs.resolve_one(out or "latest")
+    newest = checkpoint.latest(folder / "checkpoints", note)
+    saved = checkpoint.load(newest) if newest else None
+    old = configs.validate(configs.read(folder), str(folder / "config.yaml"))
+    config = _resumed_config(folder, old, recipe, overrides, saved.frames if saved else 0)
+    if saved is not None and (old.stop, old.budget.frames) != (config.stop, config.budget.frames):
+        saved.state["stopping"] = None  # what ended it no longer holds
+    return folder, config, saved
 
 
 def _resumed_config(

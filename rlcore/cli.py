@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol
 
 from rlcore import config as configs
@@ -86,9 +87,10 @@ def _unknown(word: str, known: Iterable[str]) -> UserError:
 
 
 def _import(plugins: Sequence[str]) -> None:
-    """Import plugins, from the current folder too; installed packages come first."""
-    if plugins and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    """Import plugins, from the current folder too; what is installed comes first, and so do our own packages."""
+    for folder in (str(Path(__file__).resolve().parent.parent), os.getcwd()) if plugins else ():
+        if folder not in sys.path:
+            sys.path.append(folder)
     for name in plugins:
         _import_one(name)
 
