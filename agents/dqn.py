@@ -111,6 +111,8 @@ class DQN(Agent):
 
     def prepare(self, rollout: Rollout) -> Transition:
         """One-step transitions of the rollout, for online Q-learning."""
+        if self.n_step != 1:
+            raise UserError(f"agent.n_step: got {self.n_step}, expected 1 with source.name=rollout")
         fields = {
             "obs": rollout.obs,
             "action": rollout.action,

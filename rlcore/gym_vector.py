@@ -116,7 +116,8 @@ class GymVector(VectorEnv):
         if "action_mask" in info:
             declared |= {"action_mask", "next_action_mask"}
             self._mask = self._bool(info["action_mask"])
-        self.spec = Spec(obs_space, agent_action_space(env.single_action_space), frozenset(declared))
+        start = 0 if self._actions.start is None else self._actions.start
+        self.spec = Spec(obs_space, agent_action_space(env.single_action_space), frozenset(declared), start)
 
     def reset(
         self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None

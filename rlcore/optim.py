@@ -126,11 +126,16 @@ class Optim:
         config = self.groups[group].config
         return config.lr * config.schedule(clock.progress)
 
-    def update(self, agent: Agent, batch: Batch, clock: Clock) -> Loss:
-        """Run the agent's phases on a batch; return the last phase's loss with the metrics of all."""
+    def update(self, agent: Agent, batch: Batch, clock: Clock) -> tuple[Loss, bool]:
+        """Run the agent's phases on a batch.
+
+        Returns:
+            The last phase's loss with the metrics of all, and whether any weight moved (an accumulation
+            may still be unfinished).
+        """
         metrics: dict[str, Tensor] = {}
         phases = agent.phases(clock.updates)
-        out = None
+        out, stepped = None, False
         for name, function in phases:
             group = self.groups[name]
             out = function(batch)
@@ -138,11 +143,12 @@ class Optim:
             suffix = "" if len(phases) == 1 else f"/{name}"
             metrics["loss" + suffix] = out.total.detach() / out.count
             if group.batches == group.config.accumulate:
+                stepped = True
                 metrics["grad_norm" + suffix] = group.step(self.lr(name, clock))
             metrics.update(out.metrics)
         if out is None:
             raise ValueError(f"{type(agent).__name__}.phases returned none; expected at least one")
-        return out._replace(metrics=metrics)
+        return out._replace(metrics=metrics), stepped
 
     def state_dict(self) -> dict[str, Any]:
         """Return every group's state."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from rlcore import build, checkpoint, registry, runs
 from rlcore import config as configs
@@ -59,10 +60,14 @@ class Run:
         if not single and ([s[1:] for s in given] != shapes or len({s[:1] for s in given}) != 1):
             got, expected = (", ".join(str(tuple(s)) for s in many) for many in (given, shapes))
             raise UserError(f"obs: got shape {got}, expected {expected} or a batch of these")
+        if not all(bool(torch.isfinite(leaf).all()) for leaf in leaves(tensors)):
+            raise UserError(f"obs: got {obs!r}, expected finite numbers")
         batch = tmap(lambda x: x.unsqueeze(0) if single else x, tensors)
         if mask is not None:
             mask = torch.as_tensor(mask).bool().view(1 if single else given[0][0], -1)
-        action = self.choose(batch, mask).cpu().numpy()
+        action = self.choose(batch, mask).cpu().numpy() + self.spec.action_start
+        if isinstance(self.spec.action_space, spaces.Box):
+            action = np.clip(action, self.spec.action_space.low, self.spec.action_space.high)
         return action[0] if single else action
 
     @torch.no_grad()

@@ -44,6 +44,10 @@ class Source(ABC):
         self.meter.flush()
         return {}
 
+    def why_inexact(self) -> str | None:
+        """Return why a resume from this source's checkpoints is not exact, in a clause; None: it is."""
+        return self.env.why_not_capturable
+
     def nbytes(self) -> int:
         """Return the bytes that a checkpoint of this source will grow by while it fills."""
         return 0
@@ -109,15 +113,19 @@ class Replay(Acting):
         self.save_buffer = save_buffer
         self.buffer = ReplayBuffer(config.capacity, env.num_envs, self._layout(), env.device)
         self.steps = max(1, config.frames_per_iteration // env.num_envs)
-        self.updates = 0
+        self.starts = config.learning_starts  # frames at which learning starts, or starts again
+        self.updates = 0  # batches yielded since then
+        self._lost = False  # resumed without a buffer
 
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for an iteration's frames, then yield the updates that have come due."""
         config = self.config
         knobs = self.annealed(agent, clock)
+        if self._lost:  # fill the new buffer before learning from it
+            self.starts, self.updates, self._lost = clock.frames + config.learning_starts, 0, False
         for _ in range(self.steps):
             self._store(self.act(agent, clock, random=clock.frames < config.learning_starts))
-        due = int(config.updates_per_frame * max(0, clock.frames - config.learning_starts)) - self.updates
+        due = int(config.updates_per_frame * max(0, clock.frames - self.starts)) - self.updates
         while due > 0:
             # The buffer does not change before the next step, so several batches come from one gather.
             chunk = min(due, 64)
@@ -155,17 +163,22 @@ class Replay(Acting):
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next batches depend on; without the buffer a resume is not exact."""
         saved = self.buffer.state_dict() if self.save_buffer else None
-        return super().state_dict() | {"updates": self.updates, "buffer": saved}
+        return super().state_dict() | {"starts": self.starts, "updates": self.updates, "buffer": saved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called."""
         super().load_state_dict(state)
-        self.updates = state["updates"]
+        self.starts, self.updates = state["starts"], state["updates"]
         if (saved := state["buffer"]) is None:
+            self._lost = True
             return
         self.buffer.load_state_dict(saved)
         if state["actor"]["env"] is None:
             self.buffer.cut()  # the environments started new episodes
+
+    def why_inexact(self) -> str | None:
+        """Return why a resume is not exact: the environment's reason, or a buffer left out."""
+        return super().why_inexact() or (None if self.save_buffer else "checkpoint.buffer is false")
 
     def nbytes(self) -> int:
         """Return the size of the full buffer."""

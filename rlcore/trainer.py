@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -56,7 +57,10 @@ class Trainer:
         self.stopping: str | None = None  # why the run ends before its budget is spent
         self.interrupted = False  # by Ctrl-C: end this iteration, keep everything for a resume
         self.train_seconds = 0.0  # without evaluation, logging and checkpoints
-        torch.manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._stream = _global_stream()
+        self._streaming = False
 
     def fit(self) -> None:
         """Train until the budget is spent, a callback stops the run, or it is interrupted.
@@ -64,25 +68,44 @@ class Trainer:
         Raises:
             Diverged: a loss, an observation or a reward is no longer finite.
         """
-        self.agent.train()
-        while not (self.clock.done or self.stopping or self.interrupted):
-            start = time.perf_counter()
-            self.clock.iterated = self.clock.frames
-            for batch in self.source.collect(self.agent, self.clock):
-                self.source.feedback(batch, self.update(batch))
-            self.clock.iterations += 1
-            self.train_seconds += time.perf_counter() - start
+        with self.random_stream():
+            while not (self.clock.done or self.stopping or self.interrupted):
+                self.iterate()
+                for callback in self.callbacks:
+                    callback.maybe(self)
             for callback in self.callbacks:
-                callback.maybe(self)
-        for callback in self.callbacks:
-            callback.end(self)
+                callback.end(self)
+        self.check_finite()
+
+    def iterate(self) -> None:
+        """Collect once and learn from every batch that comes of it."""
+        start = time.perf_counter()
+        self.agent.train()
+        self.clock.iterated = self.clock.frames
+        for batch in self.source.collect(self.agent, self.clock):
+            self.source.feedback(batch, self.update(batch))
+        self.clock.iterations += 1
+        self.train_seconds += time.perf_counter() - start
+
+    @contextmanager
+    def random_stream(self) -> Iterator[None]:
+        """Make torch's global random stream (dropout draws from it) this trainer's own for a while."""
+        outside = _global_stream()
+        _set_global_stream(self._stream)
+        self._streaming = True
+        try:
+            yield
+        finally:
+            self._stream, self._streaming = _global_stream(), False
+            _set_global_stream(outside)
 
     def update(self, batch: Batch) -> Loss:
         """Learn from one batch."""
-        out = self.optim.update(self.agent, batch, self.clock)
-        self.clock.updates += 1
-        self.agent.after_update(self.clock)
-        self.clock.updated = self.clock.frames
+        out, stepped = self.optim.update(self.agent, batch, self.clock)
+        if stepped:  # else the batch was added to an accumulation
+            self.clock.updates += 1
+            self.agent.after_update(self.clock)
+            self.clock.updated = self.clock.frames
         self.meter.add(self.clock.updates, out.metrics)
         return out
 
@@ -102,7 +125,7 @@ class Trainer:
             "source": self.source.state_dict(),
             "clock": self.clock.state_dict(),
             "meter": self.meter.state_dict(),
-            "torch_rng": torch.get_rng_state(),
+            "torch_rng": _global_stream() if self._streaming else self._stream,
             "train_seconds": self.train_seconds,
             "stopping": self.stopping,
             "callbacks": [getattr(callback, "state_dict", dict)() for callback in self.callbacks],
@@ -114,9 +137,21 @@ class Trainer:
         self.source.load_state_dict(state["source"])
         self.clock.load_state_dict(state["clock"])
         self.meter.load_state_dict(state["meter"])
-        torch.set_rng_state(state["torch_rng"].cpu())
+        self._stream = state["torch_rng"]
+        if self._streaming:
+            _set_global_stream(self._stream)
         self.train_seconds = state["train_seconds"]
         self.stopping = state["stopping"]
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             if saved:
                 callback.load_state_dict(saved)  # type: ignore[attr-defined]
+
+
+def _global_stream() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_global_stream(stream: dict[str, Any]) -> None:
+    torch.set_rng_state(stream["cpu"])
+    if stream["cuda"]:
+        torch.cuda.set_rng_state_all(stream["cuda"])

@@ -91,7 +91,7 @@ def test_flat_optimiser_equals_torch_layer_by_layer(name: Any, clip: float) -> N
     optim = Optim(ours, OptimConfig(name=name, lr=0.05, momentum=momentum, weight_decay=0.01, clip=clip))
     reference = TORCH[name](plain.parameters())
     for i in range(30):
-        out = optim.update(ours, double(batch(7, i)), Clock(1, 1))
+        out, _ = optim.update(ours, double(batch(7, i)), Clock(1, 1))
         reference.zero_grad()
         loss = plain.loss(double(batch(7, i)))
         (loss.total / loss.count).backward()
@@ -108,7 +108,8 @@ def test_accumulated_uneven_batches_equal_one_batch() -> None:
     before = weights(ours).clone()
     for part, (a, b) in enumerate([(0, 5), (5, 9), (9, 10)]):
         assert torch.equal(weights(ours), before), f"moved before the last of the parts, at {part}"
-        optim.update(ours, Batch(Example(whole.obs[a:b], whole.target[a:b])), Clock(1, 1))
+        _, stepped = optim.update(ours, Batch(Example(whole.obs[a:b], whole.target[a:b])), Clock(1, 1))
+        assert stepped == (part == 2)
     Optim(plain, OptimConfig(name="sgd", lr=0.1)).update(plain, Batch(whole), Clock(1, 1))
     torch.testing.assert_close(weights(ours), weights(plain))
 

@@ -66,8 +66,8 @@ class Flatten(Network):
         if isinstance(self.space, spaces.Discrete):
             return one_hot(obs.long() - self.start, self.out_features)
         if isinstance(self.space, spaces.MultiDiscrete):
-            columns = (obs.long() - self.start).flatten(1).unbind(1)
+            columns = (obs.long() - self.start).reshape(len(obs), -1).unbind(1)
             return torch.cat([one_hot(c, n) for c, n in zip(columns, self.sizes, strict=True)], dim=-1)
         scale = 1 / 255 if obs.dtype == torch.uint8 else None
-        flat = obs.flatten(1).float()
+        flat = obs.reshape(len(obs), -1).float()
         return flat * scale if scale else flat

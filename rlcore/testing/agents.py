@@ -244,13 +244,11 @@ def first_batch(trainer: Trainer) -> Batch:
 
 def iterate(trainer: Trainer, iterations: int) -> None:
     """Run that many iterations that learn, whatever the budget."""
-    trainer.agent.train()
-    while iterations:
-        updates = trainer.clock.updates
-        for batch in trainer.source.collect(trainer.agent, trainer.clock):
-            trainer.source.feedback(batch, trainer.update(batch))
-        trainer.clock.iterations += 1
-        iterations -= trainer.clock.updates > updates
+    with trainer.random_stream():
+        while iterations:
+            updates = trainer.clock.updates
+            trainer.iterate()
+            iterations -= trainer.clock.updates > updates
 
 
 def _trained(config: Config[Any], iterations: int) -> Trainer:
