@@ -60,8 +60,8 @@ class Run:
         if not single and ([s[1:] for s in given] != shapes or len({s[:1] for s in given}) != 1):
             got, expected = (", ".join(str(tuple(s)) for s in many) for many in (given, shapes))
             raise UserError(f"obs: got shape {got}, expected {expected} or a batch of these")
-        if not all(bool(torch.isfinite(leaf).all()) for leaf in leaves(tensors)):
-            raise UserError(f"obs: got {obs!r}, expected finite numbers")
+        if not _within(self.spec.obs_space, tensors):
+            raise UserError(f"obs: got {obs!r}, expected finite numbers of {self.spec.obs_space}")
         batch = tmap(lambda x: x.unsqueeze(0) if single else x, tensors)
         if mask is not None:
             mask = torch.as_tensor(mask).bool().view(1 if single else given[0][0], -1)
@@ -105,6 +105,19 @@ class Run:
             return [self.act(obs).tolist() for obs in inputs], []
         obs, remarks = self.predictor.encode(inputs)
         return self.predictor.decode(self.choose(obs).cpu()), remarks
+
+
+def _within(space: Any, x: Any) -> bool:
+    """Whether numbers are finite and, in the discrete spaces, known; a Box's bounds are often crossed in play."""
+    if isinstance(space, spaces.Dict):
+        return all(_within(part, x[name]) for name, part in space.items())
+    if isinstance(space, spaces.Tuple):
+        return all(_within(part, x[i]) for i, part in enumerate(space))
+    if isinstance(space, spaces.Box):
+        return bool(torch.isfinite(x).all())
+    size = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}.get(type(space))
+    low = torch.as_tensor(getattr(space, "start", 0))
+    return bool(((x >= low) & (x < low + torch.as_tensor(getattr(space, size) if size else 2))).all())
 
 
 def find_checkpoint(run: Path, which: str = "last") -> Path:

@@ -333,6 +333,27 @@ def test_act_takes_trees_of_observations(finished: Path) -> None:
         run.act({"position": [0.1, 0.2], "room": [1, 2, 0]})
 
 
+@pytest.mark.parametrize(
+    ("space", "known", "unknown"),
+    [
+        (spaces.Discrete(3, start=5), [5, 7], [4, 8]),
+        (spaces.MultiDiscrete([2, 3]), [[0, 0], [1, 2]], [[2, 0], [0, 3], [-1, 0]]),
+        (spaces.MultiBinary(2), [[0, 1]], [[0, 2]]),
+        (spaces.Box(-1, 1, (2,)), [[0, 1], [3, -3]], [[0, float("nan")], [float("inf"), 0]]),
+        (spaces.Dict(a=spaces.Tuple([spaces.Discrete(2)])), [{"a": (1,)}], [{"a": (2,)}]),
+    ],
+)
+def test_act_tells_what_its_space_does_not_know(finished: Path, space: Any, known: Any, unknown: Any) -> None:
+    config = configs.validate({"agent": {"network": {"kwargs": {"hidden": [4]}}}})
+    spec = Spec(space, spaces.Discrete(2))
+    run = Run(finished, config, build.agent(config, spec), spec)
+    for obs in known:
+        assert int(run.act(obs)) in (0, 1)
+    for obs in unknown:
+        with pytest.raises(UserError, match="expected finite numbers of"):
+            run.act(obs)
+
+
 def test_loading_evaluating_and_training_agree(finished: Path) -> None:
     run = rlcore.load(finished)
     assert run.evaluate() == run.result["evaluation"] == rlcore.evaluate([finished]) == rlcore.evaluate(finished)
