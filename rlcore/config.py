@@ -123,7 +123,9 @@ class OptimConfig(Model):
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of sgd and rmsprop")
     eps: float = Field(default=1e-8, gt=0, description="added to denominators (not used by sgd)")
     clip: float = Field(default=0.0, ge=0, description="largest gradient norm of a group; 0: no clipping")
-    accumulate: int = Field(default=1, ge=1, description="batches summed into one step")
+    accumulate: int = Field(
+        default=1, ge=1, description="batches summed into one update; updates_per_frame counts batches"
+    )
     groups: dict[str, dict[str, Any]] = Field(
         default={}, description="own values of one parameter group, as optim.groups.NAME.lr"
     )

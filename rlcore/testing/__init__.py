@@ -1,7 +1,7 @@
 """Conformance suites, usable on anybody's parts in one line.
 
-    rlcore.testing.check_agent({"agent": {"name": "mine"}})
-    rlcore.testing.check_env("MyEnv-v0")
+rlcore.testing.check_agent({"agent": {"name": "mine"}})
+rlcore.testing.check_env("MyEnv-v0")
 """
 
 from __future__ import annotations
