@@ -74,7 +74,7 @@ def test_one_seed_is_one_run_and_another_is_another(tmp_path: Path, backend: str
 
 @pytest.mark.parametrize("recipe", ["cartpole_dqn", "house_prices"])
 def test_evaluating_more_often_changes_nothing_in_training(tmp_path: Path, recipe: str) -> None:
-    settings = SMALL if recipe == "cartpole_dqn" else {"budget.frames": 4000, "log.every": 500}
+    settings = SMALL if recipe == "cartpole_dqn" else {"budget.frames": 1500, "log.every": 250}
     runs = []
     for every in (0, 100, 333):
         more = {"eval.every": every, "eval.episodes": 3}
@@ -91,8 +91,7 @@ def test_evaluating_more_often_changes_nothing_in_training(tmp_path: Path, recip
 
 
 def test_processes_change_nothing_and_ctrl_c_reaches_only_the_trainer(tmp_path: Path) -> None:
-    settings = {**SMALL, "env.num_envs": 2, "log.every": 50}
-    small = {**settings, "budget.frames": 2000}
+    small = {**SMALL, "env.num_envs": 2, "log.every": 20, "budget.frames": 1200}
     rlcore.train("cartpole_dqn", out=tmp_path / "sync", **small, **{"env.backend": "sync"})
     script = [sys.executable, "-W", "error", str(SCRIPTS / "train.py")]
     command = [*script, *options({**small, "env.backend": "async"}), "--out", str(tmp_path / "async")]
@@ -104,7 +103,7 @@ def test_processes_change_nothing_and_ctrl_c_reaches_only_the_trainer(tmp_path: 
             assert run.poll() is None, run.communicate()
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=120)
     assert run.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1].startswith("interrupted; continue from frame ")
@@ -113,8 +112,8 @@ def test_processes_change_nothing_and_ctrl_c_reaches_only_the_trainer(tmp_path: 
     assert "Error" not in err
     interrupted = json.loads((tmp_path / "async" / "result.json").read_text())
     assert interrupted["status"] == "interrupted"
-    assert 100 < interrupted["frames"] < 2000
-    resumed = subprocess.run([*script, "--resume", str(tmp_path / "async"), "--quiet"], check=False, timeout=60)
+    assert 40 <= interrupted["frames"] < 1200
+    resumed = subprocess.run([*script, "--resume", str(tmp_path / "async"), "--quiet"], check=False, timeout=120)
     assert resumed.returncode == 0
     assert_same_run(tmp_path / "sync", tmp_path / "async")
 
@@ -185,7 +184,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, wh
         "test_api.set_alarm(45, lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
         f"test_api.rlcore.train('cartpole_dqn', out={str(out)!r}, **test_api.ALARMED)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert rows(out), "the run was killed before it logged"
     assert not list(out.glob("checkpoints/*"))

@@ -26,7 +26,7 @@ REQUIRED = ["episode_return", "episode_length", "loss", "q_value", "target_q", "
 
 def _script(name: str, *argv: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", str(SCRIPTS / name), *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **more}, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **more}, check=False)
 
 
 # Help
