@@ -57,7 +57,7 @@ class ReplayBuffer:
         self._scratch = torch.full((num_envs,), self._slots, device=device)  # (N,)
         self._newest = self._scratch.clone()  # (N,) slot of each environment's latest transition
         self._dense = capacity % num_envs == 0  # all environments hold equally many: stored slots are 0, 1, ...
-        self._empty = True
+        self._empty = True  # for all that is known without waiting for the device
 
     def add(self, step: dict[str, Any], valid: Tensor | None = None) -> None:
         """Store one step of the N environments in place, over the oldest where a ring is full.
@@ -67,9 +67,9 @@ class ReplayBuffer:
             valid: (N,) bool; rows that are False are not stored and do not move their environment's head.
                 None: all are valid.
         """
-        self._empty = False
         slot = self._head % self._rows * self.num_envs + self._env  # (N,)
         if valid is None:
+            self._empty = False
             self._newest.copy_(slot)
             self._head += 1
         else:
@@ -92,8 +92,10 @@ class ReplayBuffer:
         """Return the slots (count,) int64 of transitions drawn uniformly, with replacement, from all stored ones.
 
         Raises:
-            UserError: nothing was ever added.
+            UserError: nothing was ever stored.
         """
+        if self._empty:  # only until something is seen to be stored: later draws do not wait
+            self._empty = not bool(self._head.any())
         if self._empty:
             raise UserError("replay: sampling from an empty buffer; expected transitions to be added first")
         size = torch.minimum(self._head, self._limit)  # (N,)

@@ -285,6 +285,7 @@ class NoSync(TorchDispatchMode):
 def test_nothing_waits_for_the_device(fake):
     buffer, envs = filled(24, 4, 9, fake)
     step, valid = fields(envs.step())
+    buffer.sample(8, generator(), 0.9)  # sees once that something is stored
     with NoSync():
         buffer.add(step, valid if fake else None)
         buffer.sample(8, generator(), 0.9, 3, batches=2)
@@ -333,3 +334,13 @@ def test_bad_input_is_one_clear_sentence():
         ReplayBuffer(10**15, 4, example(4))
     with pytest.raises(UserError, match="empty buffer"):
         ReplayBuffer(8, 4, example(4)).sample(2, generator(), 0.9)
+
+
+def test_rows_that_are_all_invalid_leave_the_buffer_empty():
+    buffer, rows = ReplayBuffer(8, 4, example(4)), example(4)
+    buffer.add(rows, torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(UserError, match="empty buffer"):
+        buffer.sample(2, generator(), 0.9)
+    buffer.add(rows, torch.tensor([False, True, False, False]))
+    ((_, index),) = buffer.sample(2, generator(), 0.9)
+    assert index.tolist() == [1, 1]
