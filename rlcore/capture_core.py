@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
+from torch import Tensor, from_numpy
 
+from rlcore.encoding import decode, encode
 from rlcore.freeze import freeze, thaw
 
 CLASSIC = {
@@ -139,6 +141,24 @@ class ALE(Core):
         self.env.restore_state(ale_py.ALEState(state["emulator"]))
 
 
+class Native(Core):
+    """One of our own environments behind gymnasium's interface: what it captures itself."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    def save(self) -> dict[str, Any]:
+        """Return what the environment captures, its tensors as arrays: it may pass between processes."""
+        tensors: dict[str, Tensor] = {}
+        tree = encode(self.env.capture(), tensors)
+        return {"tree": tree, "tensors": {name: tensor.cpu().numpy() for name, tensor in tensors.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what the environment captured."""
+        tensors = {name: from_numpy(array) for name, array in state["tensors"].items()}
+        self.env.restore(decode(state["tree"], tensors))
+
+
 def find_core(env: Any) -> Core | None:
     """Return what reads an unwrapped environment, or None if its episodes have to be replayed.
 
@@ -149,6 +169,8 @@ def find_core(env: Any) -> Core | None:
         return Classic(env)
     if module.startswith("gymnasium.envs.mujoco."):
         return MuJoCo(env)
+    if module == "rlcore.as_gym" and name == "GymEnv" and env.env.why_not_capturable is None:
+        return Native(env.env)
     if module == "ale_py.env" and name == "AtariEnv" and isinstance(env._frameskip, int):
         return ALE(env)
     return None
