@@ -59,13 +59,10 @@ def make_env(
         UserError: an unknown id, wrapper or keyword, a missing package, or a combination that does not exist.
     """
     check_arguments(num_envs, autoreset)
+    options = kwargs if render_mode is None else kwargs | {"render_mode": render_mode}
     native = env_id in registry.names("envs")
     if backend == "native" or (backend == "auto" and native and not (wrappers and _known(env_id))):
-        if wrappers:
-            raise UserError(f"environment '{env_id}' is native and takes no wrappers; expected wrappers: []")
-        cls = registry.find("envs", env_id)
-        options = kwargs if render_mode is None else kwargs | {"render_mode": render_mode}
-        _check_keywords(cls, options, f"environment '{env_id}'")
+        cls = _native(env_id, options, wrappers)
         return cls(num_envs, device=device, split=split, autoreset=autoreset, **options)
     if backend not in ("auto", "sync", "async", "vector"):
         raise UserError(f"backend: '{backend}' is unknown{nearest(backend, Backend.__args__)}")
@@ -76,20 +73,24 @@ def make_env(
         if backend == "vector":
             vector = _vector(env_id, num_envs, kwargs, wrappers, autoreset)
         else:
-            build = _Builder(env_id, kwargs, wrappers, render_mode)
-            vector = _attempt(env_id, kwargs, lambda: _one_by_one(build, num_envs, backend == "async", autoreset))
+            vector = _one_by_one(_Builder(env_id, options, wrappers), num_envs, backend == "async", autoreset)
         return GymVector(vector, device, extras, split)
+
+
+def _native(env_id: str, options: dict[str, Any], wrappers: Sequence[dict[str, Any]]) -> Callable[..., VectorEnv]:
+    if wrappers:
+        raise UserError(f"environment '{env_id}' is native and takes no wrappers; expected wrappers: []")
+    cls = registry.find("envs", env_id)
+    _check_keywords(cls, options, f"environment '{env_id}'")
+    return cls
 
 
 class _Builder:
     """Builds one environment, in this process or in a worker."""
 
-    def __init__(
-        self, env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]], render_mode: str | None
-    ) -> None:
-        self.env_id = env_id
+    def __init__(self, env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]]) -> None:
+        self.env_id, self.kwargs = env_id, kwargs
         self.process = os.getpid()
-        self.kwargs: dict[str, Any] = kwargs | ({} if render_mode is None else {"render_mode": render_mode})
         self.wrappers = [(w.get("name"), {k: v for k, v in w.items() if k != "name"}) for w in wrappers]
         for name, options in self.wrappers:
             _check_keywords(_wrapper(name), options, f"wrapper '{name}'")
@@ -109,7 +110,8 @@ class _Builder:
 def _one_by_one(build: _Builder, num_envs: int, in_processes: bool, autoreset: Autoreset) -> Any:
     cls = gym.vector.AsyncVectorEnv if in_processes else gym.vector.SyncVectorEnv
     mode = {ours: theirs for theirs, ours in MODES.items()}[autoreset]
-    return cls([Captured(build, verify=i == 0) for i in range(num_envs)], copy=False, autoreset_mode=mode)
+    envs = [Captured(build, verify=i == 0) for i in range(num_envs)]
+    return _attempt(build.env_id, build.kwargs, lambda: cls(envs, copy=False, autoreset_mode=mode))
 
 
 def _vector(
@@ -180,6 +182,11 @@ def _wrapper(name: str | None) -> Any:
     if name not in gym.wrappers.__all__ or name == "vector":
         known = {*gym.wrappers.__all__, *registry.names("wrappers")} - {"vector"}
         raise UserError(f"wrapper '{name}' is unknown{nearest(str(name), known)}")
+    if name in ("NormalizeObservation", "NormalizeReward"):
+        raise UserError(
+            f"wrapper '{name}' keeps statistics across episodes, so that what an agent sees would differ between "
+            "training and evaluation and with num_envs; expected wrappers that begin anew with every episode"
+        )
     return getattr(gym.wrappers, name)
 
 

@@ -134,12 +134,16 @@ WRAPPERS = [
     {"name": "TimeLimit", "max_episode_steps": 9},
     {"name": "FrameStackObservation", "stack_size": 3},
     {"name": "DelayObservation", "delay": 2},
-    {"name": "NormalizeObservation"},
-    {"name": "NormalizeReward"},
+    {"name": "ObservationStatistics"},
+    {"name": "RewardStatistics"},
     {"name": "StickyAction", "repeat_action_probability": 0.5},
     {"name": "RecordEpisodeStatistics"},
     {"name": "TimeAwareObservation"},
 ]
+
+
+registry.register("wrappers", "ObservationStatistics", gym.wrappers.NormalizeObservation)
+registry.register("wrappers", "RewardStatistics", gym.wrappers.NormalizeReward)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper["name"])

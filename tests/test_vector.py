@@ -328,6 +328,8 @@ ERRORS = [
         "unknown keyword 'max_step'; did you mean 'max_episode_steps'",
     ),
     ({"wrappers": [{}]}, "wrapper 'None' is unknown"),
+    ({"wrappers": [{"name": "NormalizeObservation"}]}, "wrapper 'NormalizeObservation' keeps statistics across epis"),
+    ({"wrappers": [{"name": "NormalizeReward"}]}, "wrapper 'NormalizeReward' keeps statistics across episodes, so"),
     ({"backend": "native", "wrappers": [{"name": "TimeLimit"}]}, "is native and takes no wrappers"),
     ({"backend": "vector", "wrappers": [{"name": "TimeLimit"}]}, "backend 'vector' takes no wrappers"),
     ({"env_id": "Acrobot-v1", "backend": "vector"}, "has no batched version"),
