@@ -109,6 +109,9 @@ class Evaluate:
         self.best = state["best"]
 
 
+_EPISODIC = ("train/episode_return", "train/episode_length")  # an interval may see no episode end
+
+
 class Stop:
     """End the run when a logged number reaches a threshold."""
 
@@ -125,8 +128,9 @@ class Stop:
         value = trainer.row.get(metric)
         if value is None:
             kind = [name for name in trainer.row if metric and name.startswith(metric.split("/")[0] + "/")]
-            if kind and "/episode_" not in metric:  # an interval may see no episode end
-                raise UserError(f"stop.metric: '{metric}' is not logged{nearest(metric, kind)}")
+            if kind and metric not in _EPISODIC:
+                known = {*kind, *(name for name in _EPISODIC if metric.startswith("train/"))}
+                raise UserError(f"stop.metric: '{metric}' is not logged{nearest(metric, known)}")
             return
         sign = 1 if self.config.mode == "max" else -1
         if sign * value >= sign * self.config.threshold:

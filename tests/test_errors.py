@@ -409,6 +409,14 @@ def test_nan_from_the_environment_stops_the_run(command: Command, what: str, bec
     assert command("evaluate", "run", "--episodes", "2").code == 0
 
 
+def test_a_goal_that_is_not_logged_is_told_with_the_nearest_name(command: Command) -> None:
+    words = ["--quiet", *options({**SMALL, "log.every": 4, "budget.frames": 200})]
+    told = sentence(command("train", *words, "--stop.metric=train/episode_retrun"))
+    assert told == "stop.metric: 'train/episode_retrun' is not logged; did you mean 'train/episode_return'?"
+    for name in ("train/episode_return", "train/episode_length"):  # most intervals see no episode end
+        assert command("train", *words, f"--stop.metric={name}", "--stop.threshold=1000").code == 0
+
+
 def test_a_loss_that_explodes_stops_the_run(command: Command) -> None:
     told = sentence(command("train", "line", "--out", "run", "--quiet", "--optim.lr=1e12", "--checkpoint.every=32"))
     assert told.startswith("'loss' became infinite at update 3; last good checkpoint: run/checkpoints/")
