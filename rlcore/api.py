@@ -276,13 +276,10 @@ def evaluate(
         task's metrics, and ``runs``.
 
     Raises:
-        UserError: there is no such run or checkpoint, or the runs are of different environments.
+        UserError: there is no such run or checkpoint, or the runs are not evaluated alike.
     """
     loaded = [load(folder, which) for folder in runs.resolve_all([paths] if isinstance(paths, (str, Path)) else paths)]
-    for run in loaded:
-        if run.config.env.id != loaded[0].config.env.id:
-            ids = f"{loaded[0].path} plays {loaded[0].config.env.id} and {run.path} plays {run.config.env.id}"
-            raise UserError(f"{ids}; expected runs of one environment")
+    _require_alike(loaded, episodes, seed)
     results = [_evaluated(run, episodes, seed) for run in loaded]
     if len(results) == 1:
         return results[0]
@@ -294,6 +291,19 @@ def evaluate(
     shared = set(first).intersection(*results) - {*result, "returns"}
     metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k in shared}
     return {**result, **metrics, "returns": means, "runs": single}
+
+
+def _require_alike(loaded: Sequence[Run], episodes: int | None, seed: int | None) -> None:
+    """Check that the runs play one environment, equally often and from one seed."""
+    compared = ["env.id", "env.kwargs", "env.wrappers"]
+    compared += ["eval.final_episodes"] * (episodes is None) + ["eval.final_seed"] * (seed is None)
+    first, *others = [run.config.model_dump(mode="json") for run in loaded]
+    for run, other in zip(loaded[1:], others, strict=True):
+        for section, field in (name.split(".") for name in compared):
+            ours, theirs = first[section][field], other[section][field]
+            if ours != theirs:
+                both = f"{loaded[0].path} has {ours!r} and {run.path} has {theirs!r}"
+                raise UserError(f"{section}.{field}: {both}; expected runs of one environment, evaluated alike")
 
 
 def _evaluated(run: Run, episodes: int | None, seed: int | None) -> dict[str, Any]:

@@ -287,6 +287,18 @@ def test_several_runs_and_globs_make_a_study(
     assert "expected runs of one environment" in command("evaluate", finished, regression).err
 
 
+@pytest.mark.parametrize("setting", ["env.kwargs.max_episode_steps=50", "eval.final_episodes=3", "eval.final_seed=7"])
+def test_runs_that_are_not_evaluated_alike_are_not_pooled(command: Command, finished: Path, setting: str) -> None:
+    words = [finished, "--out", "other", "--quiet", "--budget.frames=40", f"--{setting}"]
+    assert command("train", *words).code == 0
+    name = setting.split("=")[0].replace(".max_episode_steps", "")
+    refused = command("evaluate", finished, "other")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert f"{name}: {finished} has " in refused.err
+    if name != "env.kwargs":
+        assert command("evaluate", finished, "other", "--episodes=2", "--seed=3").code == 0
+
+
 def test_latest_is_the_run_that_began_last(command: Command, finished: Path) -> None:
     for name in ("b", "a"):
         assert command("train", finished, "--out", f"runs/{name}", "--quiet", "--budget.frames=40").code == 0
