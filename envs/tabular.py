@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -108,16 +109,23 @@ class TableEnv(OneStep):
 
     def __init__(
         self,
-        prepared: Prepared,
-        config: TabularConfig | LineConfig,
         num_envs: int,
-        device: str | torch.device,
-        split: Split,
-        autoreset: Autoreset,
+        device: str | torch.device = "cpu",
+        split: Split = "train",
+        autoreset: Autoreset = "same_step",
+        **kwargs: Any,
     ) -> None:
-        self.prepared = prepared
-        spec, reward = specify(prepared.encoding, config)
-        super().__init__(TableTask(prepared, split, device, spec, reward), num_envs, device, split, autoreset)
+        config = validated(self.Config, kwargs)
+        encoding = Encoding.from_state(config.encoding) if config.encoding else None
+        fractions = (config.val_fraction, config.test_fraction, config.split_seed)
+        self.prepared = prepare(*self.table(config), *fractions, encoding)
+        spec, reward = specify(self.prepared.encoding, config)
+        super().__init__(TableTask(self.prepared, split, device, spec, reward), num_envs, device, split, autoreset)
+
+    @staticmethod
+    @abstractmethod
+    def table(config: Any) -> tuple[Table, Preparation]:
+        """Return the table and how to prepare it."""
 
     def fitted(self) -> dict[str, Any]:
         """Return the keyword ``encoding`` that makes another instance encode as this one does."""
@@ -145,19 +153,10 @@ class Tabular(TableEnv):
 
     Config = TabularConfig
 
-    def __init__(
-        self,
-        num_envs: int,
-        device: str | torch.device = "cpu",
-        split: Split = "train",
-        autoreset: Autoreset = "same_step",
-        **kwargs: Any,
-    ) -> None:
-        config = validated(TabularConfig, kwargs)
-        encoding = Encoding.from_state(config.encoding) if config.encoding else None
-        fractions = (config.val_fraction, config.test_fraction, config.split_seed)
-        prepared = prepare(read(config.path), config, *fractions, encoding)
-        super().__init__(prepared, config, num_envs, device, split, autoreset)
+    @staticmethod
+    def table(config: TabularConfig) -> tuple[Table, Preparation]:
+        """Return the file's table."""
+        return read(config.path), config
 
 
 class Line(TableEnv):
@@ -168,23 +167,14 @@ class Line(TableEnv):
 
     Config = LineConfig
 
-    def __init__(
-        self,
-        num_envs: int,
-        device: str | torch.device = "cpu",
-        split: Split = "train",
-        autoreset: Autoreset = "same_step",
-        **kwargs: Any,
-    ) -> None:
-        config = validated(LineConfig, kwargs)
-        encoding = Encoding.from_state(config.encoding) if config.encoding else None
-        fractions = (config.val_fraction, config.test_fraction, config.split_seed)
+    @staticmethod
+    def table(config: LineConfig) -> tuple[Table, Preparation]:
+        """Return the points as a table."""
         rng = np.random.default_rng(config.data_seed)
         x, noise = rng.standard_normal((2, config.n))
-        train = x[partition(np.arange(config.n), *fractions)["train"]]
+        parts = partition(np.arange(config.n), config.val_fraction, config.test_fraction, config.split_seed)
+        train = x[parts["train"]]
         x = (x - train.mean()) / train.std()
         y = config.slope * x + config.intercept + config.noise * noise
         cells = {"x": [repr(v) for v in x.tolist()], "y": [repr(v) for v in y.tolist()]}
-        table = Table("line", cells, list(range(1, config.n + 1)))
-        prepared = prepare(table, Preparation(target="y"), *fractions, encoding)
-        super().__init__(prepared, config, num_envs, device, split, autoreset)
+        return Table("line", cells, list(range(1, config.n + 1))), Preparation(target="y")
