@@ -210,8 +210,10 @@ class Config(Model, Generic[A]):
 
 
 def recipes() -> Path:
-    """Return the folder of the shipped recipes."""
-    return Path(__file__).resolve().parent.parent / "scripts" / "configs"
+    """Return the folder of the shipped recipes: in a checkout beside the packages, in an installation inside."""
+    here = Path(__file__).resolve().parent
+    beside = here.parent / "scripts" / "configs"
+    return beside if beside.is_dir() else here / "recipes"
 
 
 def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
