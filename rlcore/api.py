@@ -94,7 +94,7 @@ def _train(
         trainer.agent.load_state_dict(saved.agent)
         trainer.load_state_dict(saved.state)
         progress.message(f"resumed at frame {saved.frames}")
-    if reason := trainer.source.env.why_not_capturable:
+    if reason := trainer.source.why_inexact():
         progress.message(f"a resume will not be exact: {reason}")
     try:
         with _memory():
