@@ -49,6 +49,7 @@ def test_the_reward_is_minus_the_loss_and_so_is_its_gradient(name):
     network = nn.Linear(obs.shape[1], 3 if classes else 1)
     with torch.no_grad():
         network.weight.copy_(torch.randn(network.weight.shape, generator=generator))
+        network.bias.fill_(9.0)  # all errors of one sign: those of L1 must not cancel
     step = env.step(network(obs))
     target = step.extras["target"]
     loss = getattr(nn, name.rpartition(".")[2])
