@@ -71,6 +71,7 @@ def summarise(paths: Sequence[Path]) -> dict[str, Any]:
         "median_seconds": statistics.median(seconds),
         "slowest_seconds": max(seconds),
         "frames": results[0]["frames"],
+        "episodes": results[0]["evaluation"]["episodes"],
     }
 
 
@@ -83,7 +84,7 @@ def table(name: str, summary: dict[str, Any]) -> str:
             f"(95 % interval {summary['ci_low']:.2f} to {summary['ci_high']:.2f}), worst seed {summary['worst']:.2f}; "
             f"training time median {summary['median_seconds']:.1f} s, slowest {summary['slowest_seconds']:.1f} s.",
             "",
-            "| seed | mean return of 100 episodes | worst episode | training, s |",
+            f"| seed | mean return of {summary['episodes']} episodes | worst episode | training, s |",
             "|---|---|---|---|",
             *rows,
         ]
