@@ -68,7 +68,7 @@ class Trainer:
         Raises:
             Diverged: a loss, an observation or a reward is no longer finite.
         """
-        with self.random_stream():
+        with self.training():
             while not (self.clock.done or self.stopping or self.interrupted):
                 self.iterate()
                 for callback in self.callbacks:
@@ -80,7 +80,6 @@ class Trainer:
     def iterate(self) -> None:
         """Collect once and learn from every batch that comes of it."""
         start = time.perf_counter()
-        self.agent.train()
         self.clock.iterated = self.clock.frames
         for batch in self.source.collect(self.agent, self.clock):
             self.source.feedback(batch, self.update(batch))
@@ -88,8 +87,9 @@ class Trainer:
         self.train_seconds += time.perf_counter() - start
 
     @contextmanager
-    def random_stream(self) -> Iterator[None]:
-        """Make torch's global random stream (dropout draws from it) this trainer's own for a while."""
+    def training(self) -> Iterator[None]:
+        """Put the agent into training mode and make torch's global random stream (for dropout) the trainer's own."""
+        self.agent.train()
         outside = _global_stream()
         _set_global_stream(self._stream)
         self._streaming = True

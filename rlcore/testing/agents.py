@@ -244,7 +244,7 @@ def first_batch(trainer: Trainer) -> Batch:
 
 def iterate(trainer: Trainer, iterations: int) -> None:
     """Run that many iterations that learn, whatever the budget."""
-    with trainer.random_stream():
+    with trainer.training():
         while iterations:
             updates = trainer.clock.updates
             trainer.iterate()
