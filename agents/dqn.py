@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.configs import DQNConfig
+from agents.configs.value import DQNConfig
 from agents.networks import build_network
 from rlcore import losses
 from rlcore.agent import Agent

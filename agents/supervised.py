@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.configs import SupervisedConfig
+from agents.configs.supervised import SupervisedConfig
 from agents.networks import build_network
 from rlcore.agent import Agent
 from rlcore.errors import UserError

@@ -31,6 +31,7 @@ class Agent(nn.Module, ABC):
     Config: ClassVar[type[AgentConfig]]
     gamma: float = 0.99  # discount per step, for the source that assembles n-step returns
     n_step: int = 1
+    sequence: int = 0  # above 0: replay draws sequences of that many steps, as a `Rollout` (L, B, ...), not transitions
 
     def __init__(self, config: Any, spec: Spec) -> None:
         super().__init__()
@@ -88,6 +89,20 @@ class Agent(nn.Module, ABC):
     def after_update(self, clock: Clock) -> None:
         """Move target networks. ``clock.crossed(period)`` tells whether a period in frames went by."""
 
+    def observe(self, obs: Any) -> None:
+        """Take note of an iteration's observations, tree (M, ...), after it was acted: for normalisers."""
+
+    def minibatch(self, items: Any) -> Any:
+        """Return a minibatch's items (B, ...) with what is a statistic of all of them, such as scaled advantages.
+
+        Called once before a batch may be split: `loss` must add up over its items.
+        """
+        return items
+
     def prepare(self, rollout: Rollout) -> Any:
-        """Turn a rollout into items (T*N, ...) to draw minibatches from: attach advantages and targets."""
+        """Turn a rollout into items to draw minibatches from: attach advantages and targets.
+
+        An item is a step, time-major (T*N, ...), or a sequence of steps (M, L, ...). Fake steps of NEXT_STEP
+        environments are left out of the former; of the latter the loss leaves them out, by ``rollout.valid``.
+        """
         raise UserError(f"agent {type(self).__name__} does not learn from rollouts; expected source.name: replay")

@@ -23,7 +23,7 @@ from pydantic import (
 from rlcore import plain_yaml, registry
 from rlcore.errors import UserError, nearest
 from rlcore.fields import names
-from rlcore.schedules import Schedule
+from rlcore.schedules import Annealed, Schedule
 
 
 class Model(BaseModel):
@@ -83,6 +83,12 @@ class AgentConfig(Model):
     name: Any = Field(default="dqn", description="a registered agent")  # each agent's own Literal
 
 
+Reward = Literal["raw", "sign", "normalize"]
+REWARD: Any = Field(
+    default="raw", description="what is learnt from; normalize: divided by the deviation of the discounted return"
+)
+
+
 class ReplayConfig(Model):
     """Act, store, sample."""
 
@@ -92,6 +98,15 @@ class ReplayConfig(Model):
     learning_starts: int = Field(default=1_000, ge=0, description="frames of random actions before learning")
     updates_per_frame: float = Field(default=0.25, gt=0, description="updates per environment frame, for any num_envs")
     frames_per_iteration: int = Field(default=1, ge=1, description="frames between updates (at least env.num_envs)")
+    prioritized: bool = Field(default=False, description="sample in proportion to (|TD error| + 1e-6) ** alpha")
+    alpha: float = Field(default=0.6, ge=0, le=1, description="how much priorities matter; 0: uniform")
+    beta: Annealed = Field(
+        default=Schedule(kind="linear", start=0.4, end=1.0), description="how fully importance weights correct it"
+    )
+    hindsight: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of samples whose goal is one reached later in the episode"
+    )
+    reward: Reward = REWARD
 
 
 class RolloutConfig(Model):
@@ -101,6 +116,7 @@ class RolloutConfig(Model):
     horizon: int = Field(default=16, ge=1, description="steps of every environment per iteration")
     epochs: int = Field(default=1, ge=1, description="passes over each rollout")
     minibatches: int = Field(default=1, ge=1, description="updates per pass")
+    reward: Reward = REWARD
 
 
 class DatasetConfig(Model):
@@ -109,6 +125,9 @@ class DatasetConfig(Model):
     name: Literal["dataset"] = Field(default="dataset", description="kind of source")
     batch_size: int = Field(default=32, ge=0, description="examples per update; 0: the whole training split")
     shuffle: bool = Field(default=True, description="a new order every epoch")
+    data: str = Field(
+        default="", description="recorded transitions: a .npz file or a Minari data set; empty: the task's examples"
+    )
 
 
 class OptimConfig(Model):

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.configs import DQNConfig
+from agents.configs.value import DQNConfig
 from agents.dqn import DQN
 from rlcore import build, registry
 from rlcore import config as configs

@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from agents.configs import DQNConfig, SupervisedConfig
+from agents.configs.supervised import SupervisedConfig
+from agents.configs.value import DQNConfig
 from agents.dqn import DQN
 from agents.supervised import Supervised
 from envs.cartpole import CartPole

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from agents.configs import SupervisedConfig
+from agents.configs.supervised import SupervisedConfig
 from agents.supervised import Supervised
 from rlcore import registry
 from rlcore.actor import Actor

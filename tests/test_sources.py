@@ -12,7 +12,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.configs import DQNConfig, SupervisedConfig
+from agents.configs.supervised import SupervisedConfig
+from agents.configs.value import DQNConfig
 from agents.dqn import DQN
 from agents.supervised import Supervised
 from envs.cartpole import CartPole

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlcore.errors import UserError
+from rlcore.tree import tmap
 
 
 def is_image(space: gym.Space[Any]) -> bool:
@@ -24,9 +25,33 @@ def one_hot(x: Tensor, n: int) -> Tensor:
 
 
 class Network(nn.Module):
-    """A module from a space's observations, tree (B, ...), to features (B, out_features)."""
+    """A module from a space's observations, tree (B, ...), to features (B, out_features).
+
+    A network with a memory overrides all but ``forward``; agents that call ``step`` and ``unroll`` serve both kinds.
+    """
 
     out_features: int
+    recurrent: bool = False
+
+    def initial_state(self, n: int) -> Any:
+        """Return the memory at the start of an episode, all zeros: a tree of (n, ...) tensors, or ()."""
+        return ()
+
+    def step(self, obs: Any, state: Any) -> tuple[Tensor, Any]:
+        """Return features (B, out_features) of one step's observations, and the memory after it."""
+        return self(obs), state
+
+    def unroll(self, obs: Any, state: Any, first: Tensor) -> tuple[Tensor, Any]:
+        """Return the features (L, B, out_features) of L steps in order of time, and the memory after the last.
+
+        Args:
+            obs: tree (L, B, ...).
+            state: the memory before the first step, tree (B, ...).
+            first: (L, B) bool, True where a step begins an episode: the memory is zeroed before it.
+        """
+        steps, items = first.shape
+        features = self(tmap(lambda x: x.flatten(0, 1), obs))
+        return features.view(steps, items, self.out_features), state
 
 
 class Flatten(Network):

@@ -1,4 +1,4 @@
-"""Options of the shipped agents. Imports no torch: ``--help`` lists them from here."""
+"""Options of the value-based agents."""
 
 from __future__ import annotations
 
@@ -38,10 +38,49 @@ class DQNConfig(AgentConfig):
         return value
 
 
-class SupervisedConfig(AgentConfig):
-    """A network trained on the exact gradient of a task's reward."""
+class C51Config(AgentConfig):
+    """Categorical DQN."""
 
-    learns_from: ClassVar[tuple[str, ...]] = ("dataset",)
+    learns_from: ClassVar[tuple[str, ...]] = ("replay",)
 
-    name: Literal["supervised"] = Field(default="supervised", description="prediction by gradient of the reward")
-    network: NetworkConfig = NetworkConfig()
+    name: Literal["c51"] = Field(default="c51", description="categorical DQN")
+
+
+class QRDQNConfig(AgentConfig):
+    """Quantile-regression DQN."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("replay",)
+
+    name: Literal["qr_dqn"] = Field(default="qr_dqn", description="quantile-regression DQN")
+
+
+class IQNConfig(AgentConfig):
+    """Implicit quantile networks."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("replay",)
+
+    name: Literal["iqn"] = Field(default="iqn", description="implicit quantile networks")
+
+
+class RainbowConfig(AgentConfig):
+    """Six improvements of DQN together."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("replay",)
+
+    name: Literal["rainbow"] = Field(default="rainbow", description="six improvements of DQN together")
+
+
+class PQNConfig(AgentConfig):
+    """Parallelised Q-network."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("rollout",)
+
+    name: Literal["pqn"] = Field(default="pqn", description="parallelised Q-network")
+
+
+class R2D2Config(AgentConfig):
+    """Recurrent DQN."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("replay",)
+
+    name: Literal["r2d2"] = Field(default="r2d2", description="recurrent DQN")

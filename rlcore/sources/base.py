@@ -1,0 +1,100 @@
+"""What all sources have in common, and those that act in an environment."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.actor import Acted, Actor
+from rlcore.agent import Agent
+from rlcore.clock import Clock
+from rlcore.logger import Meter
+from rlcore.seeding import generator
+from rlcore.tree import leaves
+from rlcore.types import Batch, Loss
+from rlcore.vector import VectorEnv
+
+
+class Source(ABC):
+    """Yields the batches of one iteration at a time and owns all that they depend on."""
+
+    def __init__(self, env: VectorEnv, seed: int) -> None:
+        self.env = env
+        self.rng = generator(seed, "source", env.device)
+        self.knobs: dict[str, Tensor] = {}
+        self.meter = Meter()  # watches observations and rewards for NaN and infinity, by frame
+
+    @abstractmethod
+    def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
+        """Advance the clock's frames by one iteration's and yield its batches."""
+
+    def feedback(self, batch: Batch, out: Loss) -> None:  # noqa: B027 - most sources need none
+        """Take note of a batch's loss: priorities, early stop."""
+
+    def statistics(self) -> dict[str, float]:
+        """Return what happened since the last call, for the log (train/NAME)."""
+        self.meter.flush()
+        return {}
+
+    def why_inexact(self) -> str | None:
+        """Return why a resume from this source's checkpoints is not exact, in a clause; None: it is."""
+        return self.env.why_not_capturable
+
+    def nbytes(self) -> int:
+        """Return the bytes that a checkpoint of this source will grow by while it fills."""
+        return 0
+
+    def annealed(self, agent: Agent, clock: Clock) -> dict[str, Tensor]:
+        """Write the agent's schedules at this moment into 0-dim tensors and return them."""
+        for name, schedule in agent.schedules().items():
+            value = schedule(clock.progress)
+            if name in self.knobs:
+                self.knobs[name].fill_(value)
+            else:
+                self.knobs[name] = torch.tensor(value, dtype=torch.float32, device=self.env.device)
+        return self.knobs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the next batches depend on."""
+        return {"rng": self.rng.get_state(), "meter": self.meter.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was called."""
+        self.rng.set_state(state["rng"].cpu())
+        self.meter.load_state_dict(state["meter"])
+
+
+class Acting(Source):
+    """A source that acts in its environment."""
+
+    def __init__(self, env: VectorEnv, seed: int) -> None:
+        super().__init__(env, seed)
+        self.actor = Actor(env, seed)
+
+    def act(self, agent: Agent, clock: Clock, random: bool = False) -> Acted:
+        """Act once in every environment and count the frames."""
+        acted = self.actor.step(agent, self.knobs, random)
+        valid = acted.step.valid
+        clock.frames += self.env.num_envs if self.env.always_valid else int(valid.sum())
+        for leaf in leaves(acted.step.next_obs):
+            if leaf.is_floating_point():
+                self.meter.watch(clock.frames, "observation", leaf.sum())
+        self.meter.watch(clock.frames, "reward", acted.step.reward.sum())
+        return acted
+
+    def statistics(self) -> dict[str, float]:
+        """Return the mean return and length of the episodes finished since the last call."""
+        return super().statistics() | self.actor.episodes.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the next batches depend on."""
+        return super().state_dict() | {"actor": self.actor.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was called."""
+        super().load_state_dict(state)
+        self.actor.load_state_dict(state["actor"])

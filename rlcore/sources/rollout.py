@@ -1,0 +1,83 @@
+"""Act for a horizon, let the agent attach targets, learn for a few epochs, forget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.actor import Acted
+from rlcore.agent import Agent
+from rlcore.clock import Clock
+from rlcore.config import RolloutConfig
+from rlcore.errors import UserError
+from rlcore.sources.base import Acting
+from rlcore.tree import leaves, tmap
+from rlcore.types import Batch, Loss
+from rlcore.types import Rollout as RolloutData
+from rlcore.vector import VectorEnv
+
+
+class Rollout(Acting):
+    """Act for a horizon, let the agent attach targets, learn for a few epochs, forget."""
+
+    def __init__(self, env: VectorEnv, config: RolloutConfig, seed: int) -> None:
+        super().__init__(env, seed)
+        self.config = config
+        self.stopped: Tensor | bool = False
+        items = config.horizon * env.num_envs
+        if config.minibatches > items:
+            raise UserError(
+                f"source.minibatches: got {config.minibatches}, expected at most the {items} steps of a rollout"
+            )
+
+    def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
+        """Act for the horizon, then yield every epoch's minibatches."""
+        knobs = self.annealed(agent, clock)
+        rollout = _stack([self.act(agent, clock) for _ in range(self.config.horizon)])
+        with torch.no_grad():
+            data = agent.prepare(rollout)
+            agent.observe(tmap(lambda x: x.flatten(0, 1), rollout.obs))
+        valid = rollout.valid.flatten()
+        count = len(next(leaves(data)))
+        for _ in range(self.config.epochs):
+            order = torch.randperm(count, generator=self.rng, device=valid.device)
+            if not self.env.always_valid and count == len(valid):  # items are steps, not sequences
+                order = order[valid[order]]
+            for index in order.tensor_split(self.config.minibatches):
+                if not len(index):
+                    continue
+                items = agent.minibatch(tmap(lambda x, i=index: x.index_select(0, i), data))
+                yield Batch(items, knobs, agent.noise("loss", len(index), self.rng))
+                if self.stopped is not False and bool(self.stopped):
+                    return
+
+    def feedback(self, batch: Batch, out: Loss) -> None:
+        """Remember the wish to stop this iteration."""
+        self.stopped = out.stop
+
+
+def _stack(acted: list[Acted]) -> RolloutData:
+    """Put a horizon's steps after one another: every field (T, N, ...)."""
+
+    def stack(values: list[Any]) -> Any:
+        return tmap(lambda *x: torch.stack(x), *values)
+
+    steps = [a.step for a in acted]
+    # Step.extras has the masks of the observation to come; that of the one acted on replaces it.
+    masks = [{k: v for k, v in a.extras.items() if k == "action_mask"} for a in acted]
+    extras = [{**s.extras, **mask} for s, mask in zip(steps, masks, strict=True)]
+    return RolloutData(
+        obs=stack([a.obs for a in acted]),
+        action=stack([a.act.action for a in acted]),
+        reward=stack([s.reward for s in steps]),
+        terminated=stack([s.terminated for s in steps]),
+        truncated=stack([s.truncated for s in steps]),
+        next_obs=stack([s.next_obs for s in steps]),
+        valid=stack([s.valid for s in steps]),
+        act=stack([a.act.extras for a in acted]),
+        extras=stack(extras),
+        state=stack([a.state for a in acted]),
+    )
