@@ -13,6 +13,7 @@ from torch import Tensor
 from envs.table import Table, from_rows
 from rlcore.config import Model
 from rlcore.errors import UserError, nearest
+from rlcore.fields import explain
 
 MAX_CATEGORIES = 1_000  # beyond it a column is text or an identifier, and one-hot would exhaust memory
 OWN = "(missing)"  # category of missing cells
@@ -161,9 +162,7 @@ class Encoding(Model):
         try:
             return cls.model_validate(state)
         except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(map(str, first["loc"]))
-            raise UserError(f"saved encoding: {at}: got {first['input']!r}, expected {first['msg']}") from None
+            raise UserError(f"saved encoding: {explain(error, cls)}") from None
 
 
 def _float32(values: np.ndarray, table: Table, names: Sequence[str]) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from rlcore.config import Model
-from rlcore.errors import UserError, nearest
+from rlcore.errors import UserError
+from rlcore.fields import explain
 
 M = TypeVar("M", bound=Model)
 
@@ -101,10 +102,4 @@ def validated(model: type[M], kwargs: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(kwargs)
     except ValidationError as error:
-        first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        raise UserError(f"env.kwargs.{field} is not a setting{nearest(field, model.model_fields)}")
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    value = f"env.kwargs.{field}: got {first['input']!r}" if field else f"env.kwargs: got {dict(kwargs)}"
-    raise UserError(f"{value}, expected {expected}")
+        raise UserError(explain(error, model, "env.kwargs.")) from None

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -25,9 +26,11 @@ class Command(Protocol):
 
 
 def guarded(command: Callable[[list[str]], None]) -> Command:
-    """Turn bad input into one sentence and exit code 2, and Ctrl-C into 130."""
+    """Turn bad input into one sentence and exit code 2, and Ctrl-C or SIGTERM into 130."""
 
     def run(argv: Sequence[str] | None = None) -> None:
+        """Run the command and exit."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             command(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()

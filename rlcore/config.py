@@ -22,7 +22,7 @@ from pydantic import (
 
 from rlcore import plain_yaml, registry
 from rlcore.errors import UserError, nearest
-from rlcore.fields import names
+from rlcore.fields import explain
 from rlcore.schedules import Annealed, Schedule
 
 
@@ -197,7 +197,6 @@ class StopConfig(Model):
         return value
 
 
-_SOURCES = ("replay", "rollout", "dataset")
 SourceConfig = Annotated[ReplayConfig | RolloutConfig | DatasetConfig, Field(discriminator="name")]
 A = TypeVar("A", bound=AgentConfig)
 
@@ -331,28 +330,13 @@ def validate(raw: Mapping[str, Any], where: str = "") -> Config[Any]:
     try:
         config = Config[cls].model_validate(raw)
     except ValidationError as error:
-        raise UserError(where + _sentence(error, Config[cls])) from None
+        raise UserError(where + explain(error, Config[cls])) from None
     if config.source.name not in cls.learns_from:
         got, kinds = config.source.name, " or ".join(cls.learns_from)
         raise UserError(f"{where}source.name: got '{got}', expected {kinds} for agent '{agent['name']}'")
     if config.stop.metric.startswith("eval/") and not config.eval.every:
         raise UserError(f"{where}stop.metric: '{config.stop.metric}' needs evaluations; expected eval.every above 0")
     return config
-
-
-def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    loc = [str(part) for part in first["loc"]]
-    if loc[:1] == ["source"] and len(loc) > 1 and loc[1] in _SOURCES:
-        del loc[1]  # pydantic names the union's branch; users do not write it
-    field, value = ".".join(loc), first.get("input")
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{field} is not a setting{nearest(loc[-1], names(model, loc[:-1]))}"
-    if first["type"] == "union_tag_invalid":
-        name = str(value["name"]) if isinstance(value, Mapping) else str(value)
-        return f"source.name: got '{name}', expected {', '.join(_SOURCES)}{nearest(name, _SOURCES)}"
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
-    return f"{field}: got {value!r}, expected {expected}"
 
 
 def dump(config: Config[Any]) -> str:

@@ -1,11 +1,13 @@
-"""Walk through the settings' models: what fields there are, what they mean, what they default to."""
+"""Walk through the settings' models: what fields there are, what they mean and default to, what is wrong with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from rlcore.errors import nearest
 
 
 def fields(model: type[BaseModel], prefix: str = "", values: Any = None) -> Iterator[tuple[str, Any, str]]:
@@ -36,3 +38,28 @@ def names(model: type[BaseModel], path: list[str]) -> set[str]:
     for key in path:
         models = [k for m in models if key in m.model_fields for k in models_in(m.model_fields[key].annotation)]
     return {name for m in models for name in m.model_fields}
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """Return one sentence about the first thing that is wrong: the field, the value, what was expected.
+
+    Args:
+        error: what validating ``model`` raised.
+        where: what the fields' names follow, such as "env.kwargs.".
+    """
+    first = error.errors()[0]
+    loc, value, models = [], first.get("input"), [model]
+    for part in map(str, first["loc"]):
+        if len(models) > 1 and part in (m.model_fields["name"].default for m in models):
+            continue  # pydantic names a union's branch; users do not write it
+        loc.append(part)
+        models = [k for m in models if part in m.model_fields for k in models_in(m.model_fields[part].annotation)]
+    field = where + ".".join(loc) if loc else where.rstrip(".")
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        return f"{field} is not a setting{nearest(loc[-1], names(model, loc[:-1]))}"
+    if first["type"] == "union_tag_invalid":
+        known = [name.strip("' ") for name in first.get("ctx", {})["expected_tags"].split(",")]
+        name = str(value["name"]) if isinstance(value, dict) else str(value)
+        return f"{field}.name: got '{name}', expected {', '.join(known)}{nearest(name, known)}"
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
+    return f"{field}: got {value!r}, expected {expected}"

@@ -276,6 +276,7 @@ class _Series:
         return columns
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return what was added since the last flush."""
         columns = self.checked()
         return {
             name: {"steps": torch.tensor(self.steps[name], dtype=torch.int64), "values": torch.from_numpy(column)}

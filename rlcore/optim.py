@@ -14,6 +14,7 @@ from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import OptimConfig
 from rlcore.errors import UserError, nearest
+from rlcore.fields import explain
 from rlcore.types import Batch, Loss
 
 OPTIMIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # by name: torch's class, the settings it takes
@@ -165,6 +166,4 @@ def _for_group(config: OptimConfig, name: str) -> OptimConfig:
     try:
         return OptimConfig.model_validate({**config.model_dump(), "groups": {}, **own})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"optim.groups.{name}.{field}: got {first['input']!r}, expected {first['msg']}") from None
+        raise UserError(explain(error, OptimConfig, f"optim.groups.{name}.")) from None

@@ -51,8 +51,15 @@ def test_help_is_instant_and_imports_no_torch() -> None:
 
 def test_help_lists_every_field_with_its_meaning_and_its_own_default(command: Command) -> None:
     out = command("train", "--help").out
-    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  --")}
+    sections = out.split("\n\n")
+
+    def options(*texts: str) -> dict[str, str]:
+        return {line.split()[0]: line for text in texts for line in text.splitlines() if line.startswith("  --")}
+
+    common = [text for text in sections if not text.startswith("agent (")]
     for agent in registry.names("agents"):
+        own = [text for text in sections if text.startswith(f"agent (with --agent.name={agent})")]
+        lines = options(*common, *own)
         for source in configs.agent_config(agent).learns_from:
             config = configs.validate({"agent": {"name": agent}, "source": {"name": source}})
             for name, default in configs.flatten(config.model_dump()).items():
@@ -65,6 +72,7 @@ def test_help_lists_every_field_with_its_meaning_and_its_own_default(command: Co
         assert option in out
     for name in ("cartpole_dqn", "house_prices", "mlp", "tabular"):
         assert name in out.split("\nrecipes: ")[1]
+    lines = options(*[text for text in sections if "--agent.name=dqn)" in text])
     assert "linear 1 to 0.05" in lines["--agent.epsilon"]
     assert lines["--agent.epsilon.kind"].endswith("(one of constant, linear, cosine, exponential) [linear]")
     assert not [line for line in out.splitlines() if line.rstrip().endswith(("--agent", "--source"))]

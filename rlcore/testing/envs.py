@@ -137,6 +137,7 @@ class _Player:
 
 def _factory(make: str | Factory, kwargs: dict[str, Any]) -> Callable[[int, Autoreset], VectorEnv]:
     def build(num_envs: int, mode: Autoreset) -> VectorEnv:
+        """Build that many environments, and see that they are what was asked for."""
         env: Any = make_env(make, num_envs, autoreset=mode, **kwargs) if isinstance(make, str) else None
         env = make(num_envs, autoreset=mode) if callable(make) else env
         env = GymVector(env) if isinstance(env, gym.vector.VectorEnv) else env
