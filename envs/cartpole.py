@@ -47,6 +47,7 @@ class CartPole(BatchedEnv):
     """
 
     num_uniforms = 4
+    observed = slice(None)  # which of the state's columns (x, v, angle, angular velocity) are seen
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class CartPole(BatchedEnv):
         high = np.array([X_LIMIT * 2, np.inf, THETA_LIMIT * 2, np.inf], dtype=np.float32)
         super().__init__(
             num_envs, device, split, autoreset,
-            obs_space=gym.spaces.Box(-high, high, dtype=np.float32),
+            obs_space=gym.spaces.Box(-high[self.observed], high[self.observed], dtype=np.float32),
             action_space=gym.spaces.Discrete(2),
             max_episode_steps=max_episode_steps,
         )  # fmt: skip
@@ -91,7 +92,7 @@ class CartPole(BatchedEnv):
 
     def observe(self, state: Tensor) -> Tensor:
         """Return observations (N, 4) float32."""
-        return state.float()
+        return state[:, self.observed].float()
 
     def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return states (N, 4), rewards and terminated (N,) after pushing by ``action`` (N,) in {0, 1}.
@@ -126,3 +127,12 @@ class CartPole(BatchedEnv):
         """Close the window."""
         if self.artist is not None:
             self.artist.close()
+
+
+class CartPolePositions(CartPole):
+    """CartPole without velocities: observations are (x, angle), so that one alone does not tell what to do.
+
+    Dynamics, rewards, episodes and options are those of `CartPole`.
+    """
+
+    observed = slice(None, None, 2)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlcore import registry
+from rlcore.config import NetworkConfig
 from rlcore.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from agents.networks.encode import Network
-    from rlcore.config import NetworkConfig
 
 
 def build_network(config: NetworkConfig, space: gym.Space[Any]) -> Network:
@@ -30,3 +31,21 @@ def build_network(config: NetworkConfig, space: gym.Space[Any]) -> Network:
         return cls(space, **config.kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"network '{config.name}' cannot be built with {config.kwargs}: {error}") from None
+
+
+def build_inner(part: Any, space: gym.Space[Any], option: str) -> Network:
+    """Build a network inside another, from the value {name: NAME, kwargs: {...}} of its keyword ``option``.
+
+    Raises:
+        UserError: the value is no such mapping, or the network cannot be built or has a memory of its own.
+    """
+    where = f"network.kwargs.{option}"
+    if not isinstance(part, Mapping) or "name" not in part:
+        raise UserError(f"{where}: got {part!r}, expected a mapping such as {{name: mlp, kwargs: {{...}}}}")
+    for key in part:
+        if key not in ("name", "kwargs"):
+            raise UserError(f"{where}.{key} is not an option of a network{nearest(str(key), ['name', 'kwargs'])}")
+    network = build_network(NetworkConfig(name=part["name"], kwargs=dict(part.get("kwargs", {}))), space)
+    if network.recurrent:
+        raise UserError(f"{where}.name: '{part['name']}' has a memory; expected a network without one, such as mlp")
+    return network

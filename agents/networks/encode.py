@@ -11,12 +11,17 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlcore.errors import UserError
-from rlcore.tree import tmap
+from rlcore.tree import leaves, tmap
 
 
 def is_image(space: gym.Space[Any]) -> bool:
     """Whether a space holds uint8 images (H, W, C) or stacks of grey frames (C, H, W)."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def scaled(obs: Tensor) -> Tensor:
+    """Return float32 observations: uint8 divided by 255, anything else as it is."""
+    return obs.float() * (1 / 255) if obs.dtype == torch.uint8 else obs.float()
 
 
 def one_hot(x: Tensor, n: int) -> Tensor:
@@ -42,7 +47,10 @@ class Network(nn.Module):
         return self(obs), state
 
     def unroll(self, obs: Any, state: Any, first: Tensor) -> tuple[Tensor, Any]:
-        """Return the features (L, B, out_features) of L steps in order of time, and the memory after the last.
+        """Return the features (L, B, out_features) of L steps in order of time, and the memory after each of them.
+
+        The memories are a tree (L, B, ...): the last row goes on, and a `step` from row t on the true successor of
+        step t gives the features to bootstrap from, at a truncation too.
 
         Args:
             obs: tree (L, B, ...).
@@ -51,7 +59,17 @@ class Network(nn.Module):
         """
         steps, items = first.shape
         features = self(tmap(lambda x: x.flatten(0, 1), obs))
-        return features.view(steps, items, self.out_features), state
+        return features.view(steps, items, self.out_features), ()
+
+
+class Memory(Network):
+    """A network with a memory, which `step` and `unroll` carry; to ``forward`` every observation is the first."""
+
+    recurrent = True
+
+    def forward(self, obs: Any) -> Tensor:
+        """Return features (B, out_features) from an empty memory."""
+        return self.step(obs, self.initial_state(len(next(leaves(obs)))))[0]
 
 
 class Flatten(Network):
@@ -93,6 +111,4 @@ class Flatten(Network):
         if isinstance(self.space, spaces.MultiDiscrete):
             columns = (obs.long() - self.start).reshape(len(obs), -1).unbind(1)
             return torch.cat([one_hot(c, n) for c, n in zip(columns, self.sizes, strict=True)], dim=-1)
-        scale = 1 / 255 if obs.dtype == torch.uint8 else None
-        flat = obs.reshape(len(obs), -1).float()
-        return flat * scale if scale else flat
+        return scaled(obs.reshape(len(obs), -1))
