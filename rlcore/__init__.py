@@ -17,10 +17,10 @@ from rlcore.errors import UserError
 from rlcore.registry import register
 
 if TYPE_CHECKING:
-    from rlcore.api import Run, evaluate, load, train
+    from rlcore.api import Run, evaluate, load, record, train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "UserError", "evaluate", "load", "register", "train"]
+__all__ = ["Run", "UserError", "evaluate", "load", "record", "register", "train"]
 
 
 def _check_not_shadowed() -> None:
@@ -39,7 +39,7 @@ _check_not_shadowed()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Run", "evaluate", "load", "train"):
+    if name in ("Run", "evaluate", "load", "record", "train"):
         from rlcore import api
 
         return getattr(api, name)

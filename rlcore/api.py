@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from rlcore import build, checkpoint, runs
+from rlcore import build, checkpoint, recorded, runs
 from rlcore import config as configs
 from rlcore.callbacks import Checkpoint, Evaluate, Log, Stop, Write
 from rlcore.config import Config
 from rlcore.errors import Diverged, UserError, note
+from rlcore.evaluation import evaluate as play_and_score
 from rlcore.logger import Logger
 from rlcore.progress import Progress
 from rlcore.run import Run, find_checkpoint, load, load_weights
@@ -24,6 +25,8 @@ from rlcore.trainer import Trainer
 
 # What may change when a run goes on: nothing that its training depends on, but how far and how it is watched.
 RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop")
+
+RECORD_SEED = 2_000_000  # so that by default nobody learns from the very episodes that evaluations play
 
 
 def train(
@@ -291,6 +294,43 @@ def evaluate(
     shared = set(first).intersection(*results) - {*result, "returns"}
     metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k in shared}
     return {**result, **metrics, "returns": means, "runs": single}
+
+
+def record(
+    run: str | Path,
+    to: str | Path,
+    episodes: int | None = None,
+    seed: int | None = None,
+    which: str = "last",
+    explore: bool = False,
+) -> dict[str, Any]:
+    """Play a run's episodes as `evaluate` does, and write their steps to a file or a Minari data set.
+
+    Args:
+        run: a run's folder, or ``latest``.
+        to: ``FILE.npz`` or ``minari:ID``, not there yet; see `rlcore.recorded` for what it will hold.
+        episodes, seed, which: as `evaluate` takes them, but the default seed is 2_000_000.
+        explore: act as at the end of training instead of greedily.
+
+    Returns:
+        As `rlcore.evaluation.evaluate`, of the recorded episodes.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or ``to`` is no such name, is taken or cannot be written.
+    """
+    recorded.check_new(str(to))
+    player = load(run, which)
+    settings, count = player.config.eval, episodes or player.config.eval.final_episodes
+    env = build.evaluation_env(player.config, "test", count)
+
+    def write(steps: recorded.Steps) -> None:
+        recorded.write(str(to), steps, env.spec, player.config.env, player.config.agent.name)
+
+    try:
+        start = RECORD_SEED if seed is None else seed
+        return play_and_score(player.agent, env, env.episodes or count, start, settings.max_steps, explore, write)
+    finally:
+        env.close()
 
 
 def _require_alike(loaded: Sequence[Run], episodes: int | None, seed: int | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlcore import registry
+from rlcore import recorded, registry
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import Config, DatasetConfig, EnvConfig, ReplayConfig, RolloutConfig
@@ -70,15 +70,25 @@ def agent(config: Config[Any], spec: Spec) -> Agent:
     return built.to(device(config.device))
 
 
-def source(config: Config[Any], train_env: VectorEnv) -> Source:
-    """Build the source of batches."""
+def source(config: Config[Any], train_env: VectorEnv, learner: Agent) -> Source:
+    """Build the source of batches for an agent, whose discount and n-step recorded data are assembled with."""
     kind = config.source
     if isinstance(kind, ReplayConfig):
-        return Replay(train_env, kind, config.seed, config.checkpoint.buffer)
+        return Replay(train_env, kind, config.seed, config.checkpoint.buffer, learner)
     if isinstance(kind, RolloutConfig):
         return Rollout(train_env, kind, config.seed)
     assert isinstance(kind, DatasetConfig)
-    return Dataset(train_env, kind, config.seed)
+    name = config.agent.name
+    if config.agent.recorded and not kind.data:
+        raise UserError(f"source.data: agent '{name}' learns from recorded data; expected FILE.npz or minari:ID")
+    if not kind.data:
+        return Dataset(train_env, kind, config.seed)
+    if not config.agent.recorded:
+        raise UserError(
+            f"source.data: got '{kind.data}', expected nothing: agent '{name}' learns from labelled examples"
+        )
+    data = recorded.load(kind.data, train_env.spec, learner.gamma, learner.n_step, train_env.device)
+    return Dataset(train_env, kind, config.seed, data)
 
 
 def trainer(config: Config[Any]) -> Trainer:
@@ -90,7 +100,7 @@ def trainer(config: Config[Any]) -> Trainer:
     budget = config.budget
     return Trainer(
         built,
-        source(config, train_env),
+        source(config, train_env, built),
         Optim(built, config.optim),
         Clock(budget.frames, budget.horizon or budget.frames),
         seed=derive(config.seed, "torch"),

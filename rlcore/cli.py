@@ -168,14 +168,19 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
     count = "episodes per run [the run's eval.final_episodes: 100]"
     parser.add_argument("--episodes", type=positive, metavar="N", help=count)
-    base = "episode i starts from SEED + i [the run's eval.final_seed: 10000]"
+    base = "episode i starts from SEED + i [the run's eval.final_seed: 10000; with --record: 2000000]"
     parser.add_argument("--seed", type=_natural, help=base)
     parser.checkpoint()
     view = "first show or record one episode (of the first run)"
     parser.add_argument("--render", metavar="window|FILE.gif", help=view)
+    steps = "write the steps of the episodes (of one run) to a file or a Minari data set, for agents to learn from"
+    parser.add_argument("--record", metavar="FILE.npz|minari:ID", help=steps)
+    parser.add_argument("--explore", action="store_true", help="with --record: act as at the end of training")
     parser.plugins()
     parser.json()
     options = parser.read(argv)
+    if options.explore and not options.record:
+        raise UserError("--explore: expected --record beside it; evaluations are greedy")
     _import(options.plugin)
     folders = runs.resolve_all(options.runs)
     from rlcore import api
@@ -185,7 +190,14 @@ def evaluate(argv: list[str]) -> None:
 
         total = render(api.load(folders[0], options.checkpoint), options.render, options.seed)
         note(f"rendered an episode with return {total:.6g} to {options.render}")
-    result = api.evaluate(folders, options.episodes, options.seed, options.checkpoint)
+    if options.record:
+        if len(folders) > 1:
+            raise UserError(f"--record: expected one run, got {len(folders)}")
+        chosen = (options.episodes, options.seed, options.checkpoint, options.explore)
+        result = api.record(folders[0], options.record, *chosen)
+        note(f"recorded {result['episodes']} episodes to {options.record}")
+    else:
+        result = api.evaluate(folders, options.episodes, options.seed, options.checkpoint)
     print(json.dumps(result) if options.json else _report(" ".join(options.runs), result))
 
 

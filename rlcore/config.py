@@ -79,6 +79,7 @@ class AgentConfig(Model):
     """Options common to all agents. Each agent's own are validated by its Config."""
 
     learns_from: ClassVar[tuple[str, ...]] = ("replay",)  # kinds of source, the default first
+    recorded: ClassVar[bool] = False  # True: what a dataset source draws for it are the transitions of source.data
 
     name: Any = Field(default="dqn", description="a registered agent")  # each agent's own Literal
 
@@ -126,7 +127,7 @@ class DatasetConfig(Model):
     batch_size: int = Field(default=32, ge=0, description="examples per update; 0: the whole training split")
     shuffle: bool = Field(default=True, description="a new order every epoch")
     data: str = Field(
-        default="", description="recorded transitions: a .npz file or a Minari data set; empty: the task's examples"
+        default="", description="recorded transitions, FILE.npz or minari:ID; empty: the task's labelled examples"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,11 @@ from torch import Tensor
 
 from rlcore.actor import is_empty
 from rlcore.agent import Agent
+from rlcore.recorded import Steps
+from rlcore.seeding import generator
 from rlcore.statistics import summary
+from rlcore.tree import tmap
+from rlcore.types import Step
 from rlcore.vector import VectorEnv
 
 
@@ -19,28 +24,49 @@ class Episodes(NamedTuple):
     returns: Tensor  # (E,) float64
     lengths: Tensor  # (E,) int64
     outcomes: dict[str, Tensor]  # the extras of each episode's last step, (E, ...)
+    steps: list[Steps] = []  # of each episode, where they were asked for
 
 
 @torch.no_grad()
-def play(agent: Agent, env: VectorEnv, episodes: int, seed: int, max_steps: int = 30_000) -> Episodes:
-    """Play ``episodes`` greedy episodes, a wave of ``env.num_envs`` at a time; each counts exactly once.
+def play(
+    agent: Agent,
+    env: VectorEnv,
+    episodes: int,
+    seed: int,
+    max_steps: int = 30_000,
+    explore: bool = False,
+    record: bool = False,
+) -> Episodes:
+    """Play ``episodes`` episodes, a wave of ``env.num_envs`` at a time; each counts exactly once.
 
-    An episode longer than ``max_steps`` counts as it stands. The agent's mode and torch's global
-    random state are left as they were.
+    An episode longer than ``max_steps`` counts as it stands, as one truncated there. The agent's mode and torch's
+    global random state are left as they were.
+
+    Args:
+        agent: plays.
+        env: is reset; it ends in no particular state.
+        episodes: how many.
+        seed: episode i starts from ``seed + i``.
+        max_steps: of an episode.
+        explore: act as at the end of training instead of greedily; such play depends on ``env.num_envs``.
+        record: keep the steps.
     """
     was_training = agent.training
     agent.eval()
+    rng = generator(seed, "evaluation", env.device) if explore else None
     with torch.random.fork_rng(devices=[]):
         firsts = range(seed, seed + episodes, env.num_envs)
-        waves = [_wave(agent, env, list(range(first, first + env.num_envs)), max_steps) for first in firsts]
+        waves = [_wave(agent, env, list(range(at, at + env.num_envs)), max_steps, rng, record) for at in firsts]
     agent.train(was_training)
     returns = torch.cat([wave.returns for wave in waves])[:episodes]
     lengths = torch.cat([wave.lengths for wave in waves])[:episodes]
     outcomes = {k: torch.cat([wave.outcomes[k] for wave in waves])[:episodes] for k in waves[0].outcomes}
-    return Episodes(returns, lengths, outcomes)
+    return Episodes(returns, lengths, outcomes, [steps for wave in waves for steps in wave.steps][:episodes])
 
 
-def _wave(agent: Agent, env: VectorEnv, seeds: list[int], max_steps: int) -> Episodes:
+def _wave(
+    agent: Agent, env: VectorEnv, seeds: list[int], max_steps: int, rng: torch.Generator | None, record: bool
+) -> Episodes:
     n = env.num_envs
     obs, extras = env.reset(seeds)
     state = agent.initial_state(n)
@@ -48,9 +74,15 @@ def _wave(agent: Agent, env: VectorEnv, seeds: list[int], max_steps: int) -> Epi
     returns = torch.zeros(n, dtype=torch.float64, device=env.device)
     lengths = torch.zeros(n, dtype=torch.int64, device=env.device)
     outcomes: dict[str, Tensor] = {}
+    rows: list[Steps] = []
+    knobs = {} if rng is None else {k: torch.tensor(at(1.0), device=env.device) for k, at in agent.schedules().items()}
     for _ in range(max_steps):
-        act = agent.act(obs, state, {}, {}, extras.get("action_mask"), explore=False)
+        noise = {} if rng is None else agent.noise("act", n, rng)
+        mask = extras.get("action_mask")
+        act = agent.act(obs, state, knobs, noise, mask, explore=rng is not None)
         step = env.step(act.action)
+        if record:
+            rows.append(_row(obs, mask, act.action, step))
         returns += step.reward * alive
         lengths += alive
         ended = (step.terminated | step.truncated) & alive
@@ -63,16 +95,43 @@ def _wave(agent: Agent, env: VectorEnv, seeds: list[int], max_steps: int) -> Epi
             break
         obs, extras = step.obs, step.extras
         state = () if is_empty(act.state) else act.state
-    return Episodes(returns, lengths, outcomes)
+    return Episodes(returns, lengths, outcomes, _by_episode(rows, lengths.tolist()) if record else [])
 
 
-def evaluate(agent: Agent, env: VectorEnv, episodes: int, seed: int, max_steps: int = 30_000) -> dict[str, Any]:
+def _row(obs: Any, mask: Tensor | None, action: Tensor, step: Step) -> Steps:
+    """Return one step of N environments, (N, ...)."""
+    masks = {} if mask is None else {"action_mask": mask, "next_action_mask": step.extras["next_action_mask"]}
+    return Steps(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, masks)
+
+
+def _by_episode(rows: list[Steps], lengths: list[int]) -> list[Steps]:
+    """Return the steps of each environment's first episode; one that was left running is marked truncated."""
+    stacked = tmap(lambda *x: torch.stack(x).cpu(), *rows)  # (T, N, ...)
+    episodes = [tmap(lambda x, i=i, end=end: x[:end, i], stacked) for i, end in enumerate(lengths)]
+    for steps in episodes:
+        steps.truncated[-1] |= ~steps.terminated[-1]
+    return episodes
+
+
+def evaluate(
+    agent: Agent,
+    env: VectorEnv,
+    episodes: int,
+    seed: int,
+    max_steps: int = 30_000,
+    explore: bool = False,
+    record: Callable[[Steps], None] | None = None,
+) -> dict[str, Any]:
     """Return the statistics of seeded episodes, the task's metrics and the single returns.
+
+    ``record`` is given the steps of all episodes, one after the other; for the rest see `play`.
 
     Keys: episodes, seed, mean, std, iqm, ci_low, ci_high (95 % bootstrap interval of the
     interquartile mean over episodes), min, max, the task's metrics, returns.
     """
-    played = play(agent, env, episodes, seed, max_steps)
+    played = play(agent, env, episodes, seed, max_steps, explore, record is not None)
+    if record is not None:
+        record(tmap(lambda *x: torch.cat(x), *played.steps))
     returns = played.returns.cpu().numpy()
     result: dict[str, Any] = {"episodes": episodes, "seed": seed, **summary(returns)}
     result |= env.metrics(played.outcomes)
