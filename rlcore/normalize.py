@@ -1,4 +1,4 @@
-"""Running mean and variance, and observations scaled by them.
+"""Running mean and variance; observations and rewards scaled by them.
 
 A batch's moments are merged into the running ones (Chan, Golub and LeVeque 1979), with n and m items, means mu and
 nu, sums of squared deviations S and R, and delta = nu - mu::
@@ -96,3 +96,33 @@ class Normalizer(nn.Module):
         elif self.parts is not None:
             for key, part in zip(self.keys, self.parts, strict=True):
                 cast(Normalizer, part).observe(obs[key])
+
+
+class RewardScale(nn.Module):
+    """Divide the rewards of N environments by the running deviation of their discounted returns (Engstrom et al. 2020).
+
+    With R_t = gamma R_{t-1} + r_t, begun anew with every episode: ``clip(r / sqrt(var(R) + 1e-8), +-10)``.
+    """
+
+    running: Tensor
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__()
+        self.returns = Moments()
+        self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))  # R of the running episodes
+
+    @torch.no_grad()
+    def forward(self, reward: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> Tensor:
+        """Learn from one step of every environment and return its rewards (N,) scaled.
+
+        Args:
+            reward: (N,).
+            ended: (N,) bool, terminated or truncated.
+            valid: (N,) bool; fake steps change nothing.
+            gamma: discount per step.
+        """
+        self.running.copy_(torch.where(valid, gamma * self.running + reward, self.running))
+        self.returns.update(self.running, valid)
+        self.running.masked_fill_(ended & valid, 0.0)
+        scale = (self.returns.variance() + 1e-8).rsqrt()
+        return (reward * scale.float()).clamp(-10, 10)

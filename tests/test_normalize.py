@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from rlcore.normalize import Moments, Normalizer
+from rlcore.agent import Agent
+from rlcore.clock import Clock
+from rlcore.config import Reward, RolloutConfig
+from rlcore.native import BatchedEnv
+from rlcore.normalize import Moments, Normalizer, RewardScale
+from rlcore.sources import Rollout
 from rlcore.targets import hard_update, polyak_update
+from rlcore.types import Act, Batch, Loss
+from rlcore.vector import Autoreset
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(0, 2**31), st.sampled_from([0.0, 1e6]))
 def test_moments_are_those_of_all_items_together(sizes: list[int], seed: int, offset: float) -> None:
     rng = np.random.default_rng(seed)
@@ -104,3 +113,90 @@ def test_a_target_copy_has_the_online_statistics(update: object) -> None:
     online[0].observe(torch.randn(9, 2))  # type: ignore[operator]
     update(target, online)  # type: ignore[operator]
     assert all(torch.equal(x, y) for x, y in zip(target.buffers(), online.buffers(), strict=True))
+
+
+def test_rewards_are_divided_by_the_deviation_of_the_discounted_returns() -> None:
+    rng = np.random.default_rng(0)
+    n, steps, gamma = 3, 200, 0.9
+    scale, running, seen = RewardScale(n), np.zeros(n), []
+    for _ in range(steps):
+        reward, ended, valid = rng.normal(5, 2, n), rng.random(n) < 0.2, rng.random(n) < 0.8
+        out = scale(*(torch.tensor(x) for x in (reward.astype(np.float32), ended, valid)), gamma)
+        for i in range(n):  # the slow way
+            if valid[i]:
+                running[i] = gamma * running[i] + np.float32(reward[i])
+                seen.append(running[i])
+                running[i] *= not ended[i]
+        expected = np.clip(reward / np.sqrt(np.var(seen) + 1e-8) if seen else reward, -10, 10)
+        np.testing.assert_allclose(out, expected, rtol=1e-4)
+
+
+class Payday(BatchedEnv):
+    """Rewards 3, then -3, ...; episodes of 4 steps."""
+
+    num_uniforms = 1
+
+    def __init__(self, num_envs: int, autoreset: Autoreset) -> None:
+        super().__init__(
+            num_envs,
+            "cpu",
+            "train",
+            autoreset,
+            obs_space=spaces.Box(-1, 1, (1,)),
+            action_space=spaces.Discrete(2),
+            max_episode_steps=4,
+        )
+
+    def initial(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(u)
+
+    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        reward = torch.where(state[:, 0] % 2 == 0, 3.0, -3.0).float()
+        return state + 1, reward, torch.zeros_like(reward, dtype=torch.bool)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state.float()
+
+
+class Still(Agent):
+    """Learns nothing."""
+
+    def act(self, obs: Any, state: Any, knobs: Any, noise: Any, mask: Any = None, explore: bool = True) -> Act:
+        return Act(torch.zeros(len(obs), dtype=torch.int64))
+
+    def loss(self, batch: Batch) -> Loss:
+        raise NotImplementedError
+
+    def prepare(self, rollout: Any) -> Any:
+        self.rollout = rollout
+        return rollout.reward.flatten()
+
+
+@pytest.mark.parametrize("mode", ["same_step", "next_step"])
+@pytest.mark.parametrize("kind", ["raw", "sign", "normalize"])
+def test_sources_transform_what_is_learnt_from_and_nothing_else(kind: Reward, mode: Autoreset) -> None:
+    def make() -> Rollout:
+        return Rollout(Payday(2, mode), RolloutConfig(horizon=7, reward=kind), seed=0)
+
+    source, agent, clock = make(), Still(None, None), Clock(100, 100)  # type: ignore[arg-type]
+    agent.gamma = 0.5
+    list(source.collect(agent, clock))
+    reward, valid = agent.rollout.reward[:, 0], agent.rollout.valid[:, 0]
+    raw = torch.tensor([3.0, -3, 3, -3] * 2)[: int(valid.sum())]
+    real = reward[valid]
+    if kind == "raw":
+        assert torch.equal(real, raw)
+    elif kind == "sign":
+        assert torch.equal(real, raw.sign())
+    else:
+        returns = torch.tensor([3, -1.5, 2.25, -1.875] * 2)[: len(raw)]  # gamma 0.5, begun anew with the episode
+        assert float(real[-1].abs()) == pytest.approx(3 / float(returns.std(unbiased=False)), rel=1e-5)
+        assert float(real[0]) == 10  # no deviation yet: clipped
+    assert source.statistics() == {"episode_return": 0.0, "episode_length": 4.0}, "the log is raw"
+    saved = copy.deepcopy(source.state_dict())
+    other = make()
+    other.load_state_dict(saved)
+    list(source.collect(agent, clock))
+    continued = agent.rollout
+    list(other.collect(agent, clock))
+    assert torch.equal(continued.reward, agent.rollout.reward)

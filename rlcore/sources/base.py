@@ -12,10 +12,12 @@ from torch import Tensor
 from rlcore.actor import Acted, Actor
 from rlcore.agent import Agent
 from rlcore.clock import Clock
+from rlcore.config import Reward
 from rlcore.logger import Meter
+from rlcore.normalize import RewardScale
 from rlcore.seeding import generator
 from rlcore.tree import leaves
-from rlcore.types import Batch, Loss
+from rlcore.types import Batch, Loss, Step
 from rlcore.vector import VectorEnv
 
 
@@ -69,14 +71,20 @@ class Source(ABC):
 
 
 class Acting(Source):
-    """A source that acts in its environment."""
+    """A source that acts in its environment.
 
-    def __init__(self, env: VectorEnv, seed: int) -> None:
+    ``reward`` says what is learnt from: "raw" rewards, their "sign", or "normalize", see `RewardScale`. What is
+    logged and evaluated stays raw.
+    """
+
+    def __init__(self, env: VectorEnv, seed: int, reward: Reward = "raw") -> None:
         super().__init__(env, seed)
         self.actor = Actor(env, seed)
+        self.reward = reward
+        self.scale = RewardScale(env.num_envs).to(env.device)
 
     def act(self, agent: Agent, clock: Clock, random: bool = False) -> Acted:
-        """Act once in every environment and count the frames."""
+        """Act once in every environment and count the frames; the step's reward is the one to learn from."""
         acted = self.actor.step(agent, self.knobs, random)
         valid = acted.step.valid
         clock.frames += self.env.num_envs if self.env.always_valid else int(valid.sum())
@@ -84,7 +92,12 @@ class Acting(Source):
             if leaf.is_floating_point():
                 self.meter.watch(clock.frames, "observation", leaf.sum())
         self.meter.watch(clock.frames, "reward", acted.step.reward.sum())
-        return acted
+        return acted if self.reward == "raw" else acted._replace(step=self._transformed(acted.step, agent.gamma))
+
+    def _transformed(self, step: Step, gamma: float) -> Step:
+        if self.reward == "sign":
+            return step._replace(reward=step.reward.sign())
+        return step._replace(reward=self.scale(step.reward, step.terminated | step.truncated, step.valid, gamma))
 
     def statistics(self) -> dict[str, float]:
         """Return the mean return and length of the episodes finished since the last call."""
@@ -92,9 +105,12 @@ class Acting(Source):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next batches depend on."""
-        return super().state_dict() | {"actor": self.actor.state_dict()}
+        return super().state_dict() | {"actor": self.actor.state_dict(), "scale": dict(self.scale.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called."""
         super().load_state_dict(state)
         self.actor.load_state_dict(state["actor"])
+        self.scale.load_state_dict(state["scale"])
+        if state["actor"]["env"] is None:
+            self.scale.running.zero_()  # the environments started new episodes

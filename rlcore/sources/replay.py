@@ -6,25 +6,58 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rlcore.actor import Acted, random_actions
+from rlcore.actor import Acted, is_empty, random_actions
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import ReplayConfig
-from rlcore.replay import ReplayBuffer
+from rlcore.errors import UserError
+from rlcore.hindsight import Hindsight
+from rlcore.prioritized import Prioritized
+from rlcore.replay import ReplayBuffer, split
 from rlcore.sources.base import Acting
-from rlcore.types import Batch
+from rlcore.types import Batch, Loss
 from rlcore.vector import VectorEnv
 
 
 class Replay(Acting):
-    """Act, store, sample. The ratio of updates to frames is the configured one for any number of environments."""
+    """Act, store, sample. The ratio of updates to frames is the configured one for any number of environments.
 
-    def __init__(self, env: VectorEnv, config: ReplayConfig, seed: int, save_buffer: bool = True) -> None:
-        super().__init__(env, seed)
+    Args:
+        env: is stepped.
+        config: what is stored and how it is sampled.
+        seed: of the draws and of acting.
+        save_buffer: whether checkpoints hold what is stored.
+        agent: whose sequences are drawn and whose memory is stored with them; None: one that learns from transitions.
+
+    Raises:
+        UserError: the settings do not fit one another, the agent or the environment.
+    """
+
+    def __init__(
+        self, env: VectorEnv, config: ReplayConfig, seed: int, save_buffer: bool = True, agent: Agent | None = None
+    ) -> None:
+        super().__init__(env, seed, config.reward)
         self.config = config
         self.save_buffer = save_buffer
-        self.buffer = ReplayBuffer(config.capacity, env.num_envs, self._layout(), env.device)
+        self.sequence = agent.sequence if agent else 0
+        memory = agent.initial_state(env.num_envs) if agent and agent.sequence else ()
+        self.buffer = ReplayBuffer(config.capacity, env.num_envs, self._layout(memory), env.device)
+        if config.capacity // env.num_envs < self.sequence:
+            raise UserError(
+                f"source.capacity: got {config.capacity}, expected at least {self.sequence * env.num_envs}: "
+                f"{env.num_envs} environments with {self.sequence} steps each, a sequence"
+            )
+        self.prioritized = self.hindsight = None
+        if config.prioritized:
+            self.prioritized = Prioritized(self.buffer, config.alpha, max(1, self.sequence))
+        if config.hindsight:
+            self.hindsight = Hindsight(self.buffer, env, config.hindsight)
+            if self.sequence or config.reward != "raw":
+                wrong = "sequences" if self.sequence else f"source.reward: {config.reward}"
+                raise UserError(f"source.hindsight: got {config.hindsight:g}, expected 0 with {wrong}")
+        self.beta = 0.0  # of the batches being drawn
         self.steps = max(1, config.frames_per_iteration // env.num_envs)
         self.starts = config.learning_starts  # frames at which learning starts, or starts again
         self.updates = 0  # batches yielded since then
@@ -33,6 +66,7 @@ class Replay(Acting):
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for an iteration's frames, then yield the updates that have come due."""
         config = self.config
+        self._check(agent)
         knobs = self.annealed(agent, clock)
         if self._lost:  # fill the new buffer before learning from it
             self.starts, self.updates, self._lost = clock.frames + config.learning_starts, 0, False
@@ -40,14 +74,48 @@ class Replay(Acting):
             acted = self.act(agent, clock, random=clock.frames < config.learning_starts)
             self._store(acted)
             agent.observe(acted.obs)
+        self.beta = config.beta(clock.progress)
         due = int(config.updates_per_frame * max(0, clock.frames - self.starts)) - self.updates
         while due > 0:
-            # The buffer does not change before the next step, so several batches come from one gather.
-            chunk = min(due, 64)
-            for data, index in self.buffer.sample(config.batch_size, self.rng, agent.gamma, agent.n_step, chunk):
+            # Neither contents nor, where it is uniform, the choice change before the next step, so several batches
+            # come from one gather. Sequences are large enough alone.
+            chunk = 1 if self.prioritized or self.sequence else min(due, 64)
+            for data, index in self._sample(agent, chunk):
                 self.updates += 1
                 yield Batch(data, knobs, agent.noise("loss", config.batch_size, self.rng), index)
             due -= chunk
+
+    def _check(self, agent: Agent) -> None:
+        if agent.sequence != self.sequence:
+            raise ValueError(f"the agent wants sequences of {agent.sequence} steps; build the source with this agent")
+        if self.hindsight and agent.n_step != 1:
+            raise UserError(f"agent.n_step: got {agent.n_step}, expected 1 with source.hindsight")
+
+    def _sample(self, agent: Agent, batches: int) -> list[tuple[Any, Tensor]]:
+        """Choose, assemble and relabel that many batches: pairs of data and slots."""
+        count, weight = self.config.batch_size * batches, None
+        if self.prioritized:
+            index, weight = self.prioritized.draw(count, self.rng, self.beta)
+        else:
+            index = self.buffer.draw(count, self.rng, max(1, self.sequence))
+        if self.sequence:
+            return [(self.buffer.sequences(index, self.sequence)._replace(weight=weight), index)]
+        data = self.buffer.gather(index, agent.gamma, agent.n_step)._replace(weight=weight)
+        if self.hindsight:
+            data = self.hindsight.relabel(data, index, agent.gamma, self.rng)
+        return split(data, index, batches)
+
+    def feedback(self, batch: Batch, out: Loss) -> None:
+        """Set the priorities of the batch's items.
+
+        Raises:
+            UserError: the agent's loss gives none.
+        """
+        if not self.prioritized:
+            return
+        if out.priority is None:
+            raise UserError("source.prioritized: got true, expected false: the agent's loss gives no priorities")
+        self.prioritized.update(batch.index, out.priority)
 
     def _store(self, acted: Acted) -> None:
         step = acted.step
@@ -62,10 +130,16 @@ class Replay(Acting):
         if "action_mask" in acted.extras:
             fields["action_mask"] = acted.extras["action_mask"]
             fields["next_action_mask"] = step.extras["next_action_mask"]
-        self.buffer.add(fields, None if self.env.always_valid else step.valid)
+        if self.sequence and not is_empty(acted.state):
+            fields["state"] = acted.state
+        slot = self.buffer.add(fields, None if self.env.always_valid else step.valid)
+        if self.prioritized:
+            self.prioritized.add(slot)
+        if self.hindsight:
+            self.hindsight.add(slot, step.terminated | step.truncated)
 
-    def _layout(self) -> dict[str, Any]:
-        """Return one step's fields, for their shapes and types."""
+    def _layout(self, memory: Any) -> dict[str, Any]:
+        """Return one step's fields, for their shapes and types; ``memory``: a recurrent state, or ()."""
         n, device, actor = self.env.num_envs, self.env.device, self.actor
         flags = torch.zeros(n, dtype=torch.bool, device=device)
         action = random_actions(self.env.spec.action_space, n, torch.Generator(device))
@@ -73,28 +147,41 @@ class Replay(Acting):
         fields |= {"terminated": flags, "truncated": flags, "next_obs": actor.obs}
         if "action_mask" in actor.extras:
             fields |= dict.fromkeys(("action_mask", "next_action_mask"), actor.extras["action_mask"])
-        return fields
+        return fields if is_empty(memory) else fields | {"state": memory}
+
+    def _stores(self) -> dict[str, Any]:
+        """Return what checkpoints may leave out, by name."""
+        parts = {"buffer": self.buffer, "prioritized": self.prioritized, "hindsight": self.hindsight}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def statistics(self) -> dict[str, float]:
+        """Return what happened since the last call; with prioritised replay mean |TD error|, mean weight and beta."""
+        drawn = self.prioritized.statistics() if self.prioritized else {}
+        return super().statistics() | (drawn | {"beta": self.beta} if drawn else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next batches depend on; without the buffer a resume is not exact."""
-        saved = self.buffer.state_dict() if self.save_buffer else None
-        return super().state_dict() | {"starts": self.starts, "updates": self.updates, "buffer": saved}
+        saved = {name: part.state_dict() if self.save_buffer else None for name, part in self._stores().items()}
+        return super().state_dict() | {"starts": self.starts, "updates": self.updates} | saved
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called."""
         super().load_state_dict(state)
         self.starts, self.updates = state["starts"], state["updates"]
-        if (saved := state["buffer"]) is None:
+        if state["buffer"] is None:
             self._lost = True
             return
-        self.buffer.load_state_dict(saved)
-        if state["actor"]["env"] is None:
-            self.buffer.cut()  # the environments started new episodes
+        for name, part in self._stores().items():
+            part.load_state_dict(state[name])
+        if state["actor"]["env"] is None:  # the environments started new episodes
+            self.buffer.cut()
+            if self.hindsight:
+                self.hindsight.cut()
 
     def why_inexact(self) -> str | None:
         """Return why a resume is not exact: the environment's reason, or a buffer left out."""
         return super().why_inexact() or (None if self.save_buffer else "checkpoint.buffer is false")
 
     def nbytes(self) -> int:
-        """Return the size of the full buffer."""
-        return self.buffer.nbytes if self.save_buffer else 0
+        """Return the size of all that is stored when the buffer is full."""
+        return sum(part.nbytes for part in self._stores().values()) if self.save_buffer else 0

@@ -24,7 +24,7 @@ class Rollout(Acting):
     """Act for a horizon, let the agent attach targets, learn for a few epochs, forget."""
 
     def __init__(self, env: VectorEnv, config: RolloutConfig, seed: int) -> None:
-        super().__init__(env, seed)
+        super().__init__(env, seed, config.reward)
         self.config = config
         self.stopped: Tensor | bool = False
         items = config.horizon * env.num_envs
