@@ -43,6 +43,22 @@ def double_q_target(
     return (r_t + discount_t * masked(q_t, mask_t).gather(-1, a_t).squeeze(-1)).detach()
 
 
+def soft_value(q: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """Return ``temperature * log sum_a exp(q[a] / temperature)`` (B,) over the allowed actions of values (B, A).
+
+    With pi = softmax(q / temperature) that is ``sum_a pi[a] (q[a] - temperature log pi[a])``, the value of pi with
+    its entropy (Haarnoja et al. 2017, equation 3). It tends to the maximum as the temperature tends to 0.
+    """
+    q = masked(q, mask)
+    best = q.amax(-1, keepdim=True)
+    return best.squeeze(-1) + temperature * ((q - best) / temperature).logsumexp(-1)
+
+
+def scaled_log_policy(q: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """Return ``temperature * log softmax(q / temperature)`` (B, A) over the allowed actions of values (B, A)."""
+    return masked(q, mask) - soft_value(q, temperature, mask).unsqueeze(-1)
+
+
 def td_error(q_tm1: Tensor, a_tm1: Tensor, target_tm1: Tensor) -> Tensor:
     """Return ``target_tm1 - q_tm1[a_tm1]`` (B,) for values (B, A), actions (B,) int64 and targets (B,)."""
     return target_tm1.detach() - q_tm1.gather(-1, a_tm1.unsqueeze(-1)).squeeze(-1)
@@ -70,6 +86,19 @@ def categorical_projection(atoms: Tensor, target_atoms: Tensor, probs: Tensor) -
     grid = torch.arange(atoms.shape[0], dtype=atoms.dtype, device=atoms.device)
     share = (1.0 - (position[:, :, None] - grid).abs()).clamp_min(0.0)  # (B, Z', Z)
     return torch.bmm(probs[:, None, :], share).squeeze(1).detach()
+
+
+def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Return ``sum_i target[i] log(target[i] / softmax(logits)[i])`` (B,), with 0 log 0 = 0, for two (B, Z)."""
+    return F.kl_div(logits.log_softmax(-1), target.detach(), reduction="none").sum(-1)
+
+
+def midpoints(n: int) -> Tensor:
+    """Return ``(i - 1/2) / n`` for i = 1 ... n, the fractions whose quantiles represent a distribution best.
+
+    By the 1-Wasserstein distance (Dabney et al. 2018, lemma 2).
+    """
+    return (torch.arange(n) + 0.5) / n
 
 
 def quantile_huber(quantiles_tm1: Tensor, target_tm1: Tensor, tau: Tensor, kappa: float = 1.0) -> Tensor:
