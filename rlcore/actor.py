@@ -50,11 +50,13 @@ def random_actions(space: Any, n: int, rng: torch.Generator, mask: Tensor | None
 
 
 class EpisodeMeter:
-    """Returns and lengths of real episodes, summed without a host synchronisation."""
+    """Returns, lengths and, where the environment tells, successes of real episodes, without a host synchronisation."""
 
     def __init__(self, num_envs: int, device: torch.device) -> None:
         self.running = torch.zeros(2, num_envs, dtype=torch.float64, device=device)  # return, length so far
-        self.finished = torch.zeros(3, dtype=torch.float64, device=device)  # sums of returns, lengths, episodes
+        # Sums over episodes of returns, lengths, 1 and successes.
+        self.finished = torch.zeros(4, dtype=torch.float64, device=device)
+        self._judged = False  # whether the environment tells successes
 
     def add(self, step: Step) -> None:
         """Count one step of every environment; fake rows do not count."""
@@ -62,13 +64,19 @@ class EpisodeMeter:
         done = (step.terminated | step.truncated) & step.valid
         self.finished[:2] += (self.running * done).sum(1)
         self.finished[2] += done.sum()
+        if "is_success" in step.extras:
+            self._judged = True
+            self.finished[3] += (step.extras["is_success"] & done).sum()
         self.running *= ~done
 
     def flush(self) -> dict[str, float]:
-        """Return the mean return and length of the episodes finished since the last flush, if any."""
-        total, length, episodes = self.finished.tolist()
+        """Return the mean return, length and success of the episodes finished since the last flush, if any."""
+        total, length, episodes, successes = self.finished.tolist()
         self.finished.zero_()
-        return {"episode_return": total / episodes, "episode_length": length / episodes} if episodes else {}
+        if not episodes:
+            return {}
+        means = {"episode_return": total / episodes, "episode_length": length / episodes}
+        return means | ({"success_rate": successes / episodes} if self._judged else {})
 
 
 class Actor:

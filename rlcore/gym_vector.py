@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import gymnasium as gym
@@ -27,6 +27,7 @@ MODES: dict[AutoresetMode, Autoreset] = {
     AutoresetMode.DISABLED: "disabled",
 }
 PER_STEP = ("action_mask", "is_success")  # the info keys that become extras
+SUCCESS = {"is_success", "success"}  # what environments call it
 
 
 def tensor_space(space: spaces.Space[Any], where: str) -> spaces.Space[Any]:
@@ -74,7 +75,8 @@ class GymVector(VectorEnv):
 
     Observations become float32, uint8 or int64 tensors, Dict and Tuple spaces trees of them. Discrete actions
     count from 0 whatever the space's start; continuous ones are clipped to the Box here and nowhere else. An
-    ``action_mask`` in the info of the first reset declares the extras action_mask and next_action_mask.
+    ``action_mask`` in the info of the first reset declares the extras action_mask and next_action_mask, and a goal
+    environment the extra is_success.
 
     Args:
         env: the vector environment; it is reset with seed 0.
@@ -116,6 +118,10 @@ class GymVector(VectorEnv):
         if "action_mask" in info:
             declared |= {"action_mask", "next_action_mask"}
             self._mask = self._bool(info["action_mask"])
+        self._goals = _goal_env(env)
+        self.has_goals = self._goals is not None
+        if self.has_goals:
+            declared |= {"is_success"}
         start = 0 if self._actions.start is None else self._actions.start
         self.spec = Spec(obs_space, agent_action_space(env.single_action_space), frozenset(declared), start)
 
@@ -197,11 +203,32 @@ class GymVector(VectorEnv):
         if "is_success" in self.spec.extras:
             success = np.zeros(self.num_envs, dtype=np.bool_)
             for source in (info, last):  # an episode's own last info wins over that of the reset
-                if "is_success" in source:
-                    present = source.get("_is_success", True)
-                    success = np.where(present, np.asarray(source["is_success"], dtype=np.bool_), success)
+                for name in SUCCESS & source.keys():
+                    present = source.get(f"_{name}", True)
+                    success = np.where(present, np.asarray(source[name], dtype=np.bool_), success)
             extras["is_success"] = self._bool(success)
         return extras
+
+    def compute_reward(self, achieved: Tensor, desired: Tensor) -> Tensor:
+        """Return the environment's own rewards (B,) float32 of steps that achieved goals (B, ...); see `VectorEnv`."""
+        assert self._goals is not None
+        return self._tensor(self._of_goals(self._goals.compute_reward, achieved, desired), np.float32)
+
+    def compute_terminated(self, achieved: Tensor, desired: Tensor) -> Tensor | None:
+        """Return whether the environment says that such steps end episodes, (B,) bool; None: it does not say."""
+        function = getattr(self._goals, "compute_terminated", None)
+        return None if function is None else self._tensor(self._of_goals(function, achieved, desired), np.bool_)
+
+    def _of_goals(self, function: Callable[..., Any], achieved: Tensor, desired: Tensor) -> np.ndarray:
+        dtype = self._space["desired_goal"].dtype  # pyright: ignore[reportIndexIssue]
+        a, b = (x.cpu().numpy().astype(dtype) for x in (achieved, desired))
+        try:
+            result = np.asarray(function(a, b, {}))
+        except ValueError:  # the truth of an array: written for one goal
+            result = np.empty(())
+        if result.shape != (len(a),):
+            result = np.array([function(x, y, {}) for x, y in zip(a, b, strict=True)])
+        return result
 
     def _read(self, obs: Any) -> Any:
         return _convert(obs, self._dtypes, self._tensor)
@@ -248,6 +275,8 @@ class GymVector(VectorEnv):
 
     def close(self) -> None:
         """Close the environments and their processes, also where an interrupt or a crash left them in mid-step."""
+        if self._goals is not None and isinstance(self.env.unwrapped, gym.vector.AsyncVectorEnv):
+            self._goals.close()  # one of our own
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -273,6 +302,20 @@ class _ActionReader:
         if self.box:
             x = np.clip(x, self.batch.low, self.batch.high)  # pyright: ignore[reportAttributeAccessIssue]
         return x.astype(self.batch.dtype).reshape(self.batch.shape)
+
+
+def _goal_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> Any:
+    """Return one unwrapped goal environment, never stepped, where the vector environment holds such; else None."""
+    space, vector = env.single_observation_space, env.unwrapped
+    if not isinstance(space, spaces.Dict) or not {"observation", "achieved_goal", "desired_goal"} <= space.keys():
+        return None
+    if isinstance(vector, gym.vector.SyncVectorEnv):
+        one = vector.envs[0].unwrapped
+    elif isinstance(vector, gym.vector.AsyncVectorEnv):
+        one = vector.env_fns[0]().unwrapped
+    else:
+        return None
+    return one if hasattr(one, "compute_reward") else None
 
 
 def _dtypes(space: spaces.Space[Any]) -> Any:

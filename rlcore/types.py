@@ -69,7 +69,8 @@ class Rollout(NamedTuple):
     valid: Tensor
     act: dict[str, Tensor]  # Act.extras of each step: log_prob, value
     extras: dict[str, Tensor]  # Step.extras of each step, plus action_mask
-    state: Any = ()  # tree: recurrent state before each act
+    state: Any = ()  # tree: recurrent state before each act; of sequences from replay before the first, (N, ...)
+    weight: Tensor | None = None  # (N,): importance weights of sequences from prioritised replay
 
 
 class Example(NamedTuple):

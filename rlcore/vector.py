@@ -61,6 +61,7 @@ class VectorEnv(ABC):
     task: Any = None  # the `Task` of a one-step environment
     episodes: int | None = None  # held-out items: how many episodes one full evaluation plays
     why_not_capturable: str | None = None
+    has_goals: bool = False  # True: observations with achieved_goal and desired_goal, and a `compute_reward`
 
     @abstractmethod
     def reset(
@@ -80,6 +81,14 @@ class VectorEnv(ABC):
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
         """Return the task's metrics over E finished episodes from their last steps' extras, each (E, ...)."""
         return {}
+
+    def compute_reward(self, achieved: Tensor, desired: Tensor) -> Tensor:
+        """Return the rewards (B,) float32 of steps that achieved goals (B, ...) where (B, ...) were desired."""
+        raise NotImplementedError
+
+    def compute_terminated(self, achieved: Tensor, desired: Tensor) -> Tensor | None:
+        """Return whether such steps end their episodes, (B,) bool; None: goals have no say in it."""
+        return None
 
     def capture(self) -> list[dict[str, Any]] | None:
         """Return one state per environment (tensors, numbers, strings, bytes; nested), or None if impossible."""

@@ -13,12 +13,17 @@ from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore.errors import UserError
-from rlcore.replay import ReplayBuffer
+from rlcore.replay import ReplayBuffer, split
 from rlcore.tree import leaves
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def sample(buffer, batch_size, rng, gamma, n_step=1, batches=1):
+    index = buffer.draw(batch_size * batches, rng)
+    return split(buffer.gather(index, gamma, n_step), index, batches)
 
 
 def example(n):
@@ -111,7 +116,7 @@ def check(buffer, reference, gamma, n_step):
     if not expected:
         return
     count = 60 * len(expected)  # misses one with probability below 1e-20
-    [(data, _)] = buffer.sample(count, generator(), gamma, n_step)
+    [(data, _)] = sample(buffer, count, generator(), gamma, n_step)
     seen = set()
     for i, tag in enumerate(map(tuple, data.obs["tag"].tolist())):
         assert tag in expected, f"drew {tag}, which is not stored"
@@ -212,7 +217,7 @@ def test_cut_ends_the_running_episodes_only():
 def test_sampling_is_uniform(capacity, n, steps, fake):
     buffer, _ = filled(capacity, n, steps, fake)
     draws = 2000 * len(buffer)
-    [(data, index)] = buffer.sample(draws, generator(1), gamma=0.9)
+    [(data, index)] = sample(buffer, draws, generator(1), gamma=0.9)
     tags, counts = torch.unique(data.obs["tag"], dim=0, return_counts=True)
     assert len(tags) == len(buffer) == len(index.unique())
     assert chisquare(counts.numpy()).pvalue > 1e-3
@@ -241,7 +246,7 @@ def test_a_restored_buffer_goes_on_bit_identically(capacity, steps, fake):
             step, valid = fields(envs.step())
             for each in (buffer, restored):
                 each.add(step, valid if fake else None)
-        mine, theirs = (flat(each.sample(32, generator(3), 0.9, 3, batches=2)) for each in (buffer, restored))
+        mine, theirs = (flat(sample(each, 32, generator(3), 0.9, 3, batches=2)) for each in (buffer, restored))
         assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
 
 
@@ -258,15 +263,15 @@ def test_state_of_another_buffer_is_refused():
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_several_batches_are_one_draw_cut_up_and_alias_nothing(n_step):
     buffer, envs = filled(24, 4, 9)
-    parts = buffer.sample(8, generator(), 0.9, n_step, batches=3)
-    [whole] = buffer.sample(24, generator(), 0.9, n_step)
+    parts = sample(buffer, 8, generator(), 0.9, n_step, batches=3)
+    [whole] = sample(buffer, 24, generator(), 0.9, n_step)
     assert len(parts) == 3
     for part, whole_field in zip(zip(*map(flat, [[p] for p in parts]), strict=True), flat([whole]), strict=True):
         assert torch.equal(torch.cat(part), whole_field)
     before = copy.deepcopy(flat(parts))
     for _ in range(12):  # overwrites every row
         buffer.add(fields(envs.step())[0])
-    buffer.sample(8, generator(5), 0.9, n_step, batches=3)
+    sample(buffer, 8, generator(5), 0.9, n_step, batches=3)
     assert all(torch.equal(x, y) for x, y in zip(before, flat(parts), strict=True))
 
 
@@ -285,10 +290,10 @@ class NoSync(TorchDispatchMode):
 def test_nothing_waits_for_the_device(fake):
     buffer, envs = filled(24, 4, 9, fake)
     step, valid = fields(envs.step())
-    buffer.sample(8, generator(), 0.9)  # sees once that something is stored
+    sample(buffer, 8, generator(), 0.9)  # sees once that something is stored
     with NoSync():
         buffer.add(step, valid if fake else None)
-        buffer.sample(8, generator(), 0.9, 3, batches=2)
+        sample(buffer, 8, generator(), 0.9, 3, batches=2)
         buffer.cut()
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSync():
         len(buffer)
@@ -333,14 +338,14 @@ def test_bad_input_is_one_clear_sentence():
     with pytest.raises(UserError, match="GiB on cpu"):
         ReplayBuffer(10**15, 4, example(4))
     with pytest.raises(UserError, match="empty buffer"):
-        ReplayBuffer(8, 4, example(4)).sample(2, generator(), 0.9)
+        sample(ReplayBuffer(8, 4, example(4)), 2, generator(), 0.9)
 
 
 def test_rows_that_are_all_invalid_leave_the_buffer_empty():
     buffer, rows = ReplayBuffer(8, 4, example(4)), example(4)
     buffer.add(rows, torch.zeros(4, dtype=torch.bool))
     with pytest.raises(UserError, match="empty buffer"):
-        buffer.sample(2, generator(), 0.9)
+        sample(buffer, 2, generator(), 0.9)
     buffer.add(rows, torch.tensor([False, True, False, False]))
-    ((_, index),) = buffer.sample(2, generator(), 0.9)
+    ((_, index),) = sample(buffer, 2, generator(), 0.9)
     assert index.tolist() == [1, 1]
