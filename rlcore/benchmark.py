@@ -1,9 +1,11 @@
-"""Benchmarks that users can rerun: what hosting costs, and how a recipe does over many seeds."""
+"""Benchmarks that users can rerun: what hosting costs, and how recipes do over many seeds."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any
 
 import torch
 
-from rlcore import build, study
+from rlcore import build, study, workers
 from rlcore import config as configs
+from rlcore import results as report
 from rlcore.callbacks import Log
 from rlcore.cli import Parser, guarded, positive
 from rlcore.config import Config, DatasetConfig
-from rlcore.errors import UserError
+from rlcore.errors import UserError, nearest, note
 from rlcore.optim import FUSED, OPTIMIZERS
 from rlcore.trainer import Trainer
 
@@ -100,18 +103,63 @@ def _time_bare(trainer: Trainer, config: Config[Any], updates: int) -> float:
     return time.perf_counter() - start
 
 
-def _range(text: str) -> list[int]:
-    first, _, last = text.partition("-")
-    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
-        raise argparse.ArgumentTypeError(f"got '{text}', expected A-B, such as 0-9")
-    return list(range(int(first), int(last or first) + 1))
+def results(name: str, options: argparse.Namespace) -> None:
+    """Train what a set still lacks, print its results (to standard output) and write them.
+
+    Raises:
+        UserError: the set, a recipe or a row is wrong, a run is not the set's, or runs failed (all others are done).
+        KeyboardInterrupt: with how to go on.
+    """
+    wanted = study.read(name)
+    every = study.jobs(wanted, options.folder, options.seeds)
+    failed = {} if options.report_only else _train(wanted, every, options)
+    rows = report.summarise(wanted, every)
+    document = options.output or options.folder / "RESULTS.md"
+    drawn = [f"img/{path.name}" for path in report.figures(wanted, rows, document.parent / "img")]
+    text = report.section(wanted, rows, f"{name}{f' --seeds {options.seeds}' if options.seeds else ''}", drawn)
+    report.insert(document, wanted.name, text)
+    print(json.dumps({"set": wanted.name, "rows": rows, "figures": drawn}) if options.json else text)
+    note(f"written to {document}")
+    if failed:
+        job, error = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} runs failed, first {job.row.name} seed {job.seed}: {error}")
+
+
+def _train(wanted: study.Set, every: list[study.Job], options: argparse.Namespace) -> dict[study.Job, str]:
+    names = [row.name for row in wanted.rows]
+    for name in options.only:
+        if name not in names:
+            raise UserError(f"--only: set '{wanted.name}' has no row '{name}'{nearest(name, names)}")
+    chosen = [job for job in every if job.row.name in (options.only or names)]
+    status = {job: job.status() if job.config else ("", "") for job in chosen}  # a missing recipe is told before all
+    if running := [str(job.path) for job in chosen if status[job][0] == "running"]:
+        raise UserError(f"run '{running[0]}': is being trained by another process; expected one at a time")
+    for job in chosen:
+        if status[job][0] == "differs" and not options.again:
+            note(f"{job.path} {status[job][1]}; it is left out (--again trains it anew)")
+    todo = [job for job in chosen if status[job][0] in ("failed", "unfinished", "not run")]
+    again = [job for job in chosen if status[job][0] == "differs" and options.again]
+    todo += again
+    seconds = study.estimate(todo, every)
+    each = [seconds.get(job.row.name, 0.0) for job in todo]
+    kept = sum(status[job][0] == "finished" for job in chosen)
+    about = study.span(max([sum(each) / options.jobs, *each], default=0.0))
+    more = "" if all(job.row.name in seconds for job in todo) else ", and what has no estimate"
+    note(f"estimate: {len(todo)} runs to train ({kept} finished), about {about} on {options.jobs} processes{more}")
+    for job in again:
+        workers.clear(job)
+    try:
+        return workers.train(todo, every, options.jobs, seconds)
+    except KeyboardInterrupt:
+        left = sum(job.status()[0] != "finished" for job in todo)
+        raise KeyboardInterrupt(f"interrupted; {left} runs left: the same command goes on") from None
 
 
 @guarded
 def main(arguments: list[str]) -> None:
     """Measure."""
     parser = Parser("Benchmarks. Run them with nothing else running on the machine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|seeds")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results")
     host = commands.add_parser(
         "hosting",
         help="the Trainer against a bare loop",
@@ -120,23 +168,27 @@ def main(arguments: list[str]) -> None:
     host.add_argument("recipes", nargs="*", default=["house_prices", "line"], metavar="RECIPE")
     host.add_argument("--updates", type=positive, default=3_000, help="updates per repetition [3000]")
     host.add_argument("--pairs", type=positive, default=15, help="interleaved repetitions [15]")
-    seeds = commands.add_parser(
-        "seeds",
-        help="a recipe over many seeds",
-        text="Train a recipe on many seeds; print a table, draw the learning curve.",
+    many = commands.add_parser(
+        "results",
+        help="recipes over many seeds",
+        text="Train a named set of recipes over many seeds; write a table with intervals and learning curves. "
+        "What is finished is kept, what was begun goes on.",
     )
-    seeds.add_argument("recipe", metavar="RECIPE")
-    seeds.add_argument("--seeds", type=_range, default=list(range(10)), metavar="A-B", help="seeds A to B [0-9]")
-    seeds.add_argument("--jobs", type=positive, default=1, help="processes; more than one blurs the times [1]")
-    seeds.add_argument("--folder", type=Path, default=Path("runs/seeds"), help="where the runs go [runs/seeds]")
-    seeds.add_argument("--figure", type=Path, help="draw the learning curve into this PNG or SVG file")
-    options = parser.parse_args(arguments)
+    shipped = ", ".join(sorted(path.stem for path in study.folder().glob("*.yaml")))
+    many.add_argument("set", metavar="SET", help=f"{shipped}, a recipe, or a YAML file")
+    many.add_argument("--seeds", default="", metavar="A-B", help="seeds A to B [the set's, mostly 0-9]")
+    cpus = os.cpu_count() or 1
+    many.add_argument("--jobs", type=positive, default=cpus, help=f"processes; more than one blurs the times [{cpus}]")
+    many.add_argument("--folder", type=Path, default=Path("runs/results"), help="where the runs go [runs/results]")
+    many.add_argument("--only", nargs="+", default=[], metavar="NAME", help="train only these rows")
+    many.add_argument("--output", type=Path, metavar="FILE.md", help="where the section goes [FOLDER/RESULTS.md]")
+    many.add_argument("--again", action="store_true", help="train runs anew whose settings are not the set's")
+    many.add_argument("--report-only", action="store_true", help="train nothing")
+    many.json()
+    options = parser.read(arguments)
     if options.command == "hosting":
         for recipe in options.recipes:
             result = hosting(recipe, options.updates, options.pairs)
             print(f"{recipe}: " + "  ".join(f"{name} {value:.3g}" for name, value in result.items()), flush=True)
         return
-    paths = study.train_seeds(options.recipe, options.seeds, options.folder, options.jobs)
-    print(study.table(options.recipe, study.summarise(paths)))
-    if options.figure:
-        study.draw(paths, options.figure, f"{options.recipe}, {len(paths)} seeds")
+    results(options.set, options)
