@@ -207,7 +207,8 @@ def insert(document: Path, name: str, text: str) -> None:
 
 # Learning curves
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito: for all kinds of sight
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito's, for all kinds of sight
+_APART = 0.06  # of a panel's height, between labels
 Curve = tuple[np.ndarray, np.ndarray]  # frames (T,), values (runs, T)
 
 
@@ -293,11 +294,15 @@ def _plot(panel: Any, frames: np.ndarray, values: np.ndarray, colour: str) -> No
 
 
 def _label(panel: Any, curves: dict[str, Curve]) -> None:
-    """Write each curve's name beside its end, apart from its neighbours."""
+    """Write each curve's name beside its end, apart from its neighbours and no higher than the panel."""
     bottom, top = panel.get_ylim()
-    ends = sorted((float(values[:, -1].mean()), i, name) for i, (name, (_, values)) in enumerate(curves.items()))
-    height = -np.inf
-    for end, i, name in ends:
-        height = max((end - bottom) / (top - bottom), height + 0.06)
-        where = {"transform": panel.transAxes, "va": "center", "fontsize": 9}
-        panel.text(1.01, height, name, color=_COLOURS[i], **where)
+    ends = [(float(values[:, -1].mean()), name) for name, (_, values) in curves.items()]
+    ends = sorted(((end - bottom) / (top - bottom), name) for end, name in ends)
+    heights = [0.0] * len(ends)
+    for i, (end, _) in enumerate(ends):
+        heights[i] = max(end, heights[i - 1] + _APART if i else end)
+    for i in range(len(ends) - 1, -1, -1):
+        heights[i] = min(heights[i], heights[i + 1] - _APART if i + 1 < len(ends) else 1.0)
+    for height, (_, name) in zip(heights, ends, strict=True):
+        colour = _COLOURS[list(curves).index(name)]
+        panel.text(1.01, height, name, color=colour, transform=panel.transAxes, va="center", fontsize=9)

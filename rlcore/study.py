@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -24,6 +24,7 @@ from rlcore.config import Config, Model
 from rlcore.errors import UserError, nearest, note
 from rlcore.fields import explain
 
+M = TypeVar("M", bound=Model)
 _PROBE = 2.0  # seconds that a probe trains, once it learns
 
 
@@ -147,10 +148,11 @@ def read(name: str) -> Set:
     raw = plain_yaml.parse(path.read_text(encoding="utf-8"), str(path))
     if isinstance(raw, dict) and "rows" not in raw:  # a recipe of the user's own
         return Set.model_validate({"name": path.stem, "title": path.stem, "rows": {path.stem: {"recipe": str(path)}}})
-    try:
-        found = Set.model_validate({**raw, "name": path.stem} if isinstance(raw, dict) else raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Set)}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected a mapping with title and rows, got {raw!r}")
+    for row, options in raw["rows"].items() if isinstance(raw["rows"], dict) else ():
+        _validated(Row, options or {}, f"{path}: row '{row}'")
+    found = _validated(Set, {**raw, "name": path.stem}, str(path))
     names = {row.name for row in found.rows}
     for row in found.rows:
         if row.baseline and row.baseline not in names:
@@ -158,6 +160,13 @@ def read(name: str) -> Set:
                 f"{path}: row '{row.name}': baseline '{row.baseline}' is no row{nearest(row.baseline, names)}"
             )
     return found
+
+
+def _validated(model: type[M], raw: Any, where: str) -> M:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, model)}") from None
 
 
 def seeds(text: str) -> list[int]:
