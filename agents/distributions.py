@@ -90,7 +90,7 @@ class DiscreteHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
         """Return the policy of features (B, width), under an action mask (B, actions) of a Discrete space."""
-        return Categorical(self.logits(features).view(-1, *self.shape), self.allowed if mask is None else mask)
+        return Categorical(self.logits(features).view(len(features), *self.shape), self.allowed if mask is None else mask)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw what n samples need."""
@@ -117,7 +117,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Gaussian:
         """Return the policy of features (B, width)."""
-        mean = self.mean(features).view(-1, *self.middle.shape)
+        mean = self.mean(features).view(len(features), *self.middle.shape)
         return Gaussian(self.middle + self.radius * mean, self.log_std + self.radius.log())
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
