@@ -168,7 +168,7 @@ def check_loss(trainer: Trainer) -> None:
         if not any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in agent.modules()):
             assert torch.equal(out.total, again.total), "loss gave two answers to the same batch"
             assert torch.equal(before, torch.get_rng_state()), "loss drew from torch's global generator"
-        half = min(int(out.count), len(next(leaves(batch.data)))) // 2  # an item may be a sequence that counts its steps
+        half = min(int(out.count), len(next(leaves(batch.data)))) // 2  # an item may be a sequence
         if half:
             parts = [tmap(lambda x, at=at: x[at], batch._replace(knobs={})) for at in (slice(half), slice(half, None))]
             pieces = sum(float(function(part._replace(knobs=batch.knobs)).total.detach()) for part in parts)
