@@ -131,17 +131,17 @@ class Optim:
         """Run the agent's phases on a batch.
 
         Returns:
-            The last phase's loss with the metrics of all, and whether any weight moved (an accumulation
-            may still be unfinished).
+            The last phase's loss with the metrics of all and the priority of the last that gave one, and whether
+            any weight moved (an accumulation may still be unfinished).
         """
         metrics: dict[str, Tensor] = {}
-        phases = agent.phases(clock.updates)
-        out, stepped = None, False
-        for name, function in phases:
+        out, priority, stepped = None, None, False
+        for name, function in agent.phases(clock.updates):
             group = self.groups[name]
             out = function(batch)
             group.backward(out)
-            suffix = "" if len(phases) == 1 else f"/{name}"
+            priority = priority if out.priority is None else out.priority
+            suffix = "" if len(self.groups) == 1 else f"/{name}"  # a name stays when other phases wait for their turn
             metrics["loss" + suffix] = out.total.detach() / out.count
             if group.batches == group.config.accumulate:
                 stepped = True
@@ -149,7 +149,7 @@ class Optim:
             metrics.update(out.metrics)
         if out is None:
             raise ValueError(f"{type(agent).__name__}.phases returned none; expected at least one")
-        return out._replace(metrics=metrics), stepped
+        return out._replace(metrics=metrics, priority=priority), stepped
 
     def state_dict(self) -> dict[str, Any]:
         """Return every group's state."""
