@@ -190,6 +190,11 @@ class StopConfig(Model):
     threshold: float = Field(default=0.0, description="stop when the metric reaches this value")
     mode: Literal["max", "min"] = Field(default="max", description="stop at or above (max) or at or below (min)")
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return "" if value is None else value  # what --stop.metric= says
+
     @field_validator("metric")
     @classmethod
     def _logged(cls, value: str) -> str:
