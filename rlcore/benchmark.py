@@ -122,7 +122,7 @@ def results(name: str, options: argparse.Namespace) -> None:
     note(f"written to {document}")
     if failed:
         job, error = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} runs failed, first {job.row.name} seed {job.seed}: {error}")
+        raise UserError(f"{study.count(failed)} failed, first {job.row.name} seed {job.seed}: {error}")
 
 
 def _train(wanted: study.Set, every: list[study.Job], options: argparse.Namespace) -> dict[study.Job, str]:
@@ -145,14 +145,14 @@ def _train(wanted: study.Set, every: list[study.Job], options: argparse.Namespac
     kept = sum(status[job][0] == "finished" for job in chosen)
     about = study.span(max([sum(each) / options.jobs, *each], default=0.0))
     more = "" if all(job.row.name in seconds for job in todo) else ", and what has no estimate"
-    note(f"estimate: {len(todo)} runs to train ({kept} finished), about {about} on {options.jobs} processes{more}")
+    note(f"estimate: {study.count(todo)} to train ({kept} finished), about {about} on {options.jobs} processes{more}")
     for job in again:
         workers.clear(job)
     try:
         return workers.train(todo, every, options.jobs, seconds)
     except KeyboardInterrupt:
-        left = sum(job.status()[0] != "finished" for job in todo)
-        raise KeyboardInterrupt(f"interrupted; {left} runs left: the same command goes on") from None
+        left = [job for job in todo if job.status()[0] != "finished"]
+        raise KeyboardInterrupt(f"interrupted; {study.count(left)} left: the same command goes on") from None
 
 
 @guarded

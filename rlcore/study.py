@@ -11,7 +11,7 @@ import re
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -222,7 +222,7 @@ def estimate(todo: Sequence[Job], every: Sequence[Job]) -> dict[str, float]:
             note(f"{row.name}: no estimate: {error}")
             continue
         origin = f"from {len(done)} finished" if done else "from a probe; evaluations add to it"
-        note(f"{row.name}: {len(mine)} runs of about {span(known[row.name])} each ({origin})")
+        note(f"{row.name}: {count(mine)} of about {span(known[row.name])} each ({origin})")
     return known
 
 
@@ -252,6 +252,11 @@ def probe(job: Job) -> float:
     then, frames = marks[-1] if clock.frames > marks[-1][1] else marks[0]
     speed = (clock.frames - frames) / (trainer.train_seconds - then)
     return then + (clock.budget - frames) / speed
+
+
+def count(some: Collection[Job]) -> str:
+    """Return how many runs these are."""
+    return f"{len(some)} run{'s' * (len(some) != 1)}"
 
 
 def span(seconds: float) -> str:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from rlcore import runs
 from rlcore.errors import note
-from rlcore.study import Job, span
+from rlcore.study import Job, count, span
 
 _TRAIN = "import sys; sys.argv[0] = 'scripts/train.py'; from rlcore.cli import train; train()"
 _PEER = "from rlcore.peers import main; main()"
@@ -47,7 +47,7 @@ def train(todo: Sequence[Job], every: Sequence[Job], processes: int, seconds: Ma
         KeyboardInterrupt: Ctrl-C or SIGTERM; the runs were told to take a checkpoint and have ended.
     """
     waiting, active, failed = deque(todo), dict[Job, _Worker](), dict[Job, str]()
-    board = _Board(every, todo, processes, seconds)
+    board = Board(every, todo, processes, seconds)
     with board:
         try:
             while waiting or active:
@@ -114,7 +114,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
         raise
 
 
-class _Board:
+class Board:
     """How far each row is: a live table on a terminal, elsewhere a line for every run that ends, and now and then."""
 
     def __init__(self, every: Sequence[Job], todo: Sequence[Job], processes: int, seconds: Mapping[str, float]) -> None:
@@ -124,7 +124,7 @@ class _Board:
         self.live: Any = None
         self.next = time.monotonic() + _LINE
 
-    def __enter__(self) -> _Board:
+    def __enter__(self) -> Board:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -157,10 +157,10 @@ class _Board:
     def show(self, begun: Mapping[Job, float]) -> None:
         """Show what is running; on a terminal always, elsewhere when nothing was said for a while."""
         if self.live is not None:
-            self.live.update(self._table(begun), refresh=True)
+            self.live.update(self.table(begun), refresh=True)
         elif time.monotonic() > self.next:
             running = ", ".join(f"{job.row.name} seed {job.seed}" for job in begun)
-            note(f"training {running}; {len(self.left)} runs, {self._left(begun)} left")
+            note(f"training {running}; {count(self.left)}, {self._left(begun)} left")
             self.next = time.monotonic() + _LINE
 
     def _count(self, name: str) -> tuple[int, int]:
@@ -176,7 +176,8 @@ class _Board:
         each = [max(0.0, self.seconds[job.row.name] - (now - begun.get(job, now))) for job in mine]
         return span(max([sum(each) / self.processes, *each], default=0.0))
 
-    def _table(self, begun: Mapping[Job, float]) -> Any:
+    def table(self, begun: Mapping[Job, float]) -> Any:
+        """Return a row for each row of the set: seeds done, seeds in training, latest results, time left."""
         from rich.table import Table
 
         table = Table("recipe", "seeds", "training", "latest results", "time left", box=None)
