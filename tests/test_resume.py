@@ -48,6 +48,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn-rollout": ("cartpole_online_q", {"budget.frames": 1500}),
     "dqn-accumulate": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "optim.accumulate": 3}),
     "dqn-bandit": ("price_class_bandit", {**REPLAY, "budget.frames": 3000}),
+    "sac-pendulum": ("pendulum_sac", {**REPLAY, "budget.frames": 800, "agent.normalize_obs": True}),
+    "td3-pendulum": ("pendulum_td3", {**REPLAY, "budget.frames": 800}),
+    "sac-hopper": ("hopper_sac", {**REPLAY, "budget.frames": 800, "agent.hidden": [16]}),
     "supervised-mini-batches": ("house_prices", {"budget.frames": 30000, "checkpoint.every": 1000, "log.every": 500}),
     "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
 }
