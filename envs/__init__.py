@@ -10,6 +10,9 @@ import gymnasium as _gym
 
 _IDS = {  # gymnasium's id -> the name registered with rlcore
     "rlcore/CartPole-v1": "CartPole-v1",
+    "rlcore/Acrobot-v1": "Acrobot-v1",
+    "rlcore/MountainCar-v0": "MountainCar-v0",
+    "rlcore/Pendulum-v1": "Pendulum-v1",
     "rlcore/Tabular-v0": "tabular",
     "rlcore/Line-v0": "line",
 }

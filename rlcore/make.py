@@ -15,7 +15,7 @@ import gymnasium as gym
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from rlcore import registry
+from rlcore import minatar, registry
 from rlcore.capture import Captured
 from rlcore.errors import UserError, nearest
 from rlcore.gym_vector import MODES, GymVector
@@ -102,6 +102,8 @@ class _Builder:
             warnings.simplefilter("ignore")
             _known(self.env_id)
             env = gym.make(self.env_id, **self.kwargs)
+            if self.env_id.startswith("MinAtar/"):
+                env = minatar.Seeded(env)
             for name, options in self.wrappers:
                 env = _wrapper(name)(env, **options)
         return env
@@ -124,8 +126,13 @@ def _vector(
         raise UserError(f"environment '{env_id}' has no batched version in gymnasium; use backend 'sync' or 'async'")
     creator = _load(entry)
     mode = {ours: theirs for theirs, ours in MODES.items()}[autoreset]
-    if "autoreset_mode" in inspect.signature(creator).parameters:
+    _check_keywords(creator, gym.spec(env_id).kwargs | kwargs | {"num_envs": num_envs}, f"environment '{env_id}'")
+    known = inspect.signature(creator).parameters
+    if "autoreset_mode" in known:
         kwargs = {"autoreset_mode": mode} | kwargs
+    # ALE's batched games come with a preprocessing of their own, of which two parts are not for the environment to do:
+    # rewards are clipped by the source, so that returns stay the game's, and the agent presses the fire button itself.
+    kwargs = {name: False for name in ("reward_clipping", "use_fire_reset") if name in known} | kwargs
     vector = _attempt(
         env_id, kwargs, lambda: gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **kwargs)
     )
@@ -161,6 +168,11 @@ def _known(env_id: str) -> bool:
         raise UserError(f"environment '{env_id}' names a module; import it with --plugin and give the id alone")
     if env_id.startswith("rlcore/"):
         importlib.import_module("envs")
+    if env_id.startswith("MinAtar/"):
+        try:
+            minatar.register()
+        except ImportError as error:
+            raise UserError(f"environment '{env_id}' needs MinAtar: pip install 'rlcore[minatar]'") from error
     if env_id.startswith("ALE/"):
         try:
             ale_py = importlib.import_module("ale_py")
