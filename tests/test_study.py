@@ -228,9 +228,9 @@ def test_sections_live_between_their_markers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("many", [2, 7])
 def test_one_figure_an_environment(tmp_path: Path, many: int) -> None:
     rows: dict[str, Any] = {f"r{i}": {} for i in range(many)}
-    rows["other"] = {"overrides": {"env.id": "Acrobot-v1"}}
+    rows |= {"r0": {"seeds": "0-9"}, "other": {"overrides": {"env.id": "Acrobot-v1"}}}
     wanted = _set(**rows)
-    every = _finished(wanted, tmp_path / "runs", **{name: [5.0, 6.0] for name in rows})
+    every = _finished(wanted, tmp_path / "runs", **{name: [1.7**i for i in range(10)] for name in rows})
     summary = results.summarise(wanted, every)
     drawn = results.figures(wanted, summary, tmp_path / "img")
     assert [path.name for path in drawn] == ["own_cartpole.png", "own_acrobot.png"]
