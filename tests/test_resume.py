@@ -47,6 +47,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dqn-rollout": ("cartpole_online_q", {"budget.frames": 1500}),
     "dqn-accumulate": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "optim.accumulate": 3}),
+    "dqn-prioritized": (
+        "cartpole_dqn",
+        {**REPLAY, "budget.frames": 2000, "source.prioritized": True, "optim.accumulate": 2},
+    ),
+    "dqn-hindsight": ("bit_flip_her", {**REPLAY, "budget.frames": 2000, "env.kwargs.bits": 6}),
     "dqn-bandit": ("price_class_bandit", {**REPLAY, "budget.frames": 3000}),
     "sac-pendulum": ("pendulum_sac", {**REPLAY, "budget.frames": 800, "agent.normalize_obs": True}),
     "td3-pendulum": ("pendulum_td3", {**REPLAY, "budget.frames": 800}),
