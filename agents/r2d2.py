@@ -11,7 +11,8 @@ Both networks unroll from it, zeroing their memory where an episode begins; the 
 
 with n steps, or fewer where the episode or the sequence ends, and h(x) = sign(x) (sqrt(|x| + 1) - 1) + 0.001 x, or x
 without rescaling (Pohlen et al. 2018). The bootstrap is one more step of the network on the true successor from the
-memory after the step, so that truncation needs no special case.
+memory after the step, so that truncation needs no special case. With last_action o_t is the observation and the
+action before it, as in the paper.
 """
 
 from __future__ import annotations
@@ -64,11 +65,17 @@ class R2D2(Agent):
         self.actions = int(spec.action_space.n)
         self.gamma, self.sequence = config.gamma, config.burn_in + config.length
         self.obs = Normalizer(spec.obs_space) if config.normalize_obs else nn.Identity()
-        self.online = Heads(build_network(config.network, spec.obs_space), self.actions, dueling=config.dueling)
+        space = spec.obs_space
+        if config.last_action:
+            space = spaces.Dict({"obs": space, "action": spaces.Discrete(self.actions + 1)})
+        self.online = Heads(build_network(config.network, space), self.actions, dueling=config.dueling)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
-    def initial_state(self, n: int) -> Any:
-        return self.online.features.initial_state(n)
+    def initial_state(self, n: int) -> dict[str, Any]:
+        """Return the network's empty memory, and 0 for no action before; action a is a + 1 there."""
+        device = next(self.parameters()).device
+        action = torch.zeros(n, dtype=torch.int64, device=device)
+        return {"memory": self.online.features.initial_state(n), "action": action}
 
     def schedules(self) -> dict[str, Any]:
         return {"epsilon": self.config.epsilon}
@@ -88,15 +95,16 @@ class R2D2(Agent):
         mask: Tensor | None = None,
         explore: bool = True,
     ) -> Act:
-        features, state = self.online.features.step(self.obs(obs), state)
+        features, memory = self.online.features.step(self._see(self.obs(obs), state["action"]), state["memory"])
         q = losses.masked(self.online.head(features), mask)  # (N, A)
-        if not explore:
-            return Act(q.argmax(-1), state, {"q": q})
-        return Act(epsilon_greedy(q, knobs["epsilon"], noise["coin"], noise["scores"], mask), state)
+        action, extras = q.argmax(-1), {"q": q}
+        if explore:
+            action, extras = epsilon_greedy(q, knobs["epsilon"], noise["coin"], noise["scores"], mask), {}
+        return Act(action, {"memory": memory, "action": action + 1}, extras)
 
     def loss(self, batch: Batch) -> Loss:
-        c, s = self.config, self._normalized(batch.data)
-        first = begins(s)
+        c, first = self.config, begins(batch.data)
+        s = self._seen(batch.data, first)
         with torch.no_grad():
             state, target_state = (refresh(network, s, first, c.burn_in) for network in (self.online, self.target))
         s, first = steps(s, c.burn_in), first[c.burn_in :]  # (length, B, ...) from here
@@ -126,12 +134,21 @@ class R2D2(Agent):
         mean = error.sum(0) / valid.sum(0).clamp(min=1)
         return self.config.eta * error.amax(0) + (1 - self.config.eta) * mean
 
-    def _normalized(self, s: Rollout) -> Rollout:
+    def _see(self, obs: Any, before: Tensor) -> Any:
+        """Return what the network reads: observations, and the action before each where it is told."""
+        return {"obs": obs, "action": before} if self.config.last_action else obs
+
+    def _seen(self, s: Rollout, first: Tensor) -> Rollout:
+        """Return the sequences with observations as the network reads them, and with its memory as their state."""
+
         def normal(obs: Any) -> Any:
             flat = self.obs(tmap(lambda x: x.flatten(0, 1), obs))
             return tmap(lambda x: x.unflatten(0, s.reward.shape), flat)
 
-        return s._replace(obs=normal(s.obs), next_obs=normal(s.next_obs))
+        after = s.action + 1  # (L, B)
+        before = torch.cat([s.state["action"].unsqueeze(0), after[:-1]]).masked_fill(first, 0)
+        obs, next_obs = self._see(normal(s.obs), before), self._see(normal(s.next_obs), after)
+        return s._replace(obs=obs, next_obs=next_obs, state=s.state["memory"])
 
     def observe(self, obs: Any) -> None:
         if isinstance(self.obs, Normalizer):

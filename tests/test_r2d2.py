@@ -17,6 +17,7 @@ from agents.r2d2 import R2D2, begins, rescale, unscale
 from rlcore.clock import Clock
 from rlcore.config import NetworkConfig
 from rlcore.errors import UserError
+from rlcore.testing import check_agent
 from rlcore.tree import tmap
 from rlcore.types import Batch, Rollout, Spec
 
@@ -53,7 +54,7 @@ def sequences(agent: R2D2, items: int, seed: int, masks: bool = False) -> Rollou
     state = agent.initial_state(items)
     for _ in range(4):
         with torch.no_grad():
-            _, state = agent.online.features.step(normal(items, 2), state)
+            state = agent.act(normal(items, 2), state, {}, {}, explore=False).state
     left = torch.randint(1, length + length // 2 + 1, (items,), generator=rng)  # steps there are
     mask = coin(0.6, length, items, 3)
     mask[..., 1] |= ~mask.any(-1)
@@ -76,8 +77,9 @@ def slow(agent: R2D2, s: Rollout) -> tuple[float, list[float]]:
     """The loss and the priorities, a sequence and a step at a time."""
     c, total, priorities = agent.config, 0.0, []
 
-    def value(network: Any, obs: Tensor, state: Any) -> tuple[list[float], Any]:
-        features, state = network.features.step(obs[None], state)
+    def value(network: Any, obs: Tensor, state: Any, before: int) -> tuple[list[float], Any]:
+        seen = {"obs": obs[None], "action": torch.tensor([before])} if c.last_action else obs[None]
+        features, state = network.features.step(seen, state)
         return network.head(features)[0].tolist(), state
 
     def squash(x: float) -> float:
@@ -88,16 +90,19 @@ def slow(agent: R2D2, s: Rollout) -> tuple[float, list[float]]:
         return math.copysign(root**2 - 1, x) if c.rescale else x
 
     for b in range(len(s.reward[0])):
-        memory = target_memory = tmap(lambda x, b=b: x[b : b + 1], s.state)
+        memory = target_memory = tmap(lambda x, b=b: x[b : b + 1], s.state["memory"])
+        before = int(s.state["action"][b])
         q, bootstrap = [], []
         steps = int(s.valid[:, b].sum())
         for t in range(steps):
             if t > 0 and (s.terminated[t - 1, b] or s.truncated[t - 1, b]):
-                memory = target_memory = agent.initial_state(1)
-            values, memory = value(agent.online, s.obs[t, b], memory)
-            _, target_memory = value(agent.target, s.obs[t, b], target_memory)
-            online, _ = value(agent.online, s.next_obs[t, b], memory)
-            target, _ = value(agent.target, s.next_obs[t, b], target_memory)
+                memory, before = agent.initial_state(1)["memory"], 0
+                target_memory = memory
+            values, memory = value(agent.online, s.obs[t, b], memory, before)
+            _, target_memory = value(agent.target, s.obs[t, b], target_memory, before)
+            before = int(s.action[t, b]) + 1
+            online, _ = value(agent.online, s.next_obs[t, b], memory, before)
+            target, _ = value(agent.target, s.next_obs[t, b], target_memory, before)
             allowed = [a for a in range(3) if not s.extras or s.extras["next_action_mask"][t, b, a]]
             q.append(values[int(s.action[t, b])])
             bootstrap.append(expand(target[max(allowed, key=lambda a: online[a])]))
@@ -120,26 +125,18 @@ def slow(agent: R2D2, s: Rollout) -> tuple[float, list[float]]:
 
 
 @pytest.mark.parametrize("network", sorted(NETWORKS))
-@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(("masks", "last_action"), [(False, False), (True, True)])
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10**6), burn_in=st.integers(0, 3), length=st.integers(1, 7), n_step=st.integers(1, 4),
     items=st.integers(1, 4), rescaled=st.booleans(), dueling=st.booleans(),
 )  # fmt: skip
 def test_the_loss_is_that_of_a_slow_reference(
-    network: str,
-    masks: bool,
-    seed: int,
-    burn_in: int,
-    length: int,
-    n_step: int,
-    items: int,
-    rescaled: bool,
-    dueling: bool,
-) -> None:
-    agent = make(
-        network, burn_in=burn_in, length=length, n_step=n_step, rescale=rescaled, dueling=dueling, gamma=0.9, eta=0.7
-    )
+    network: str, masks: bool, last_action: bool, seed: int, burn_in: int, length: int, n_step: int, items: int,
+    rescaled: bool, dueling: bool,
+) -> None:  # fmt: skip
+    options = {"n_step": n_step, "rescale": rescaled, "dueling": dueling, "last_action": last_action}
+    agent = make(network, burn_in=burn_in, length=length, gamma=0.9, eta=0.7, **options)
     s = sequences(agent, items, seed, masks)
     out = agent.loss(Batch(s))
     with torch.no_grad():
@@ -210,16 +207,18 @@ def test_rescaling_by_hand_and_its_inverse() -> None:
 
 
 def test_acting_carries_the_memory_and_flips_a_coin_for_each_environment() -> None:
-    agent, n = make(), 3000
+    agent, n = make(last_action=True), 3000
     rng = torch.Generator().manual_seed(0)
     obs, mask = torch.randn(n, 2, generator=rng), torch.tensor([True, True, False]).expand(n, 3)
     state = agent.initial_state(n)
     first = agent.act(obs, state, {}, {}, explore=False)
     second = agent.act(obs, first.state, {}, {}, mask, explore=False)
-    features, after = agent.online.features.unroll(torch.stack([obs, obs]), state, torch.zeros(2, n, dtype=torch.bool))
+    seen = {"obs": torch.stack([obs, obs]), "action": torch.stack([torch.zeros_like(first.action), first.action + 1])}
+    features, after = agent.online.features.unroll(seen, state["memory"], torch.zeros(2, n, dtype=torch.bool))
     q = agent.online.head(features)
     torch.testing.assert_close(first.extras["q"], q[0])
-    torch.testing.assert_close(second.state[0], after[0][1])
+    torch.testing.assert_close(second.state["memory"][0], after[0][1])
+    assert torch.equal(second.state["action"], second.action + 1)
     assert torch.equal(second.action, q[1, :, :2].argmax(-1)), "the mask is honoured"
     noise = agent.noise("act", n, rng)
     explored = agent.act(obs, first.state, {"epsilon": torch.tensor(0.5)}, noise, mask)
@@ -227,7 +226,25 @@ def test_acting_carries_the_memory_and_flips_a_coin_for_each_environment() -> No
     assert (
         abs((explored.action != second.action).float().mean().item() - 0.25) < 0.03
     )  # half of the random are the best
-    torch.testing.assert_close(explored.state, second.state)
+    torch.testing.assert_close(explored.state["memory"], second.state["memory"])
+    assert torch.equal(explored.state["action"], explored.action + 1), "the action taken, not the best one"
+
+
+AGENTS: dict[str, dict[str, Any]] = {
+    "gru": {"network": NETWORKS["gru"], "last_action": True, "normalize_obs": True},
+    "lstm": {"network": NETWORKS["lstm"], "dueling": True, "rescale": True, "target": "polyak"},
+    "history": {"network": NETWORKS["history"]},
+    "mlp": {"network": NETWORKS["mlp"], "burn_in": 0, "length": 1, "n_step": 1},
+}
+LEARNT = {"optim.lr": 5e-3, "source.updates_per_frame": 0.1}
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_it_keeps_the_contract_with_any_network(name: str) -> None:
+    source = {"batch_size": 8, "learning_starts": 64, "updates_per_frame": 0.1, "prioritized": name == "lstm"}
+    agent = {"name": "r2d2", "burn_in": 2, "length": 6, "n_step": 2, **AGENTS[name]}
+    env = {"id": "CartPolePositions-v1", "num_envs": 4}
+    check_agent({"env": env, "agent": agent, "source": source}, learns=LEARNT)
 
 
 @pytest.mark.parametrize("target", ["hard", "polyak"])

@@ -21,7 +21,7 @@ from rlcore.evaluation import evaluate
 from rlcore.native import BatchedEnv
 from rlcore.trainer import Trainer
 from rlcore.tree import leaves, tmap
-from rlcore.types import Batch
+from rlcore.types import Batch, Rollout
 from rlcore.vector import Autoreset, Split
 
 # What makes a host wait for a device, or a shape depend on values.
@@ -170,8 +170,8 @@ def check_loss(trainer: Trainer) -> None:
             assert torch.equal(before, torch.get_rng_state()), "loss drew from torch's global generator"
         half = min(int(out.count), len(next(leaves(batch.data)))) // 2  # an item may be a sequence
         if half:
-            parts = [tmap(lambda x, at=at: x[at], batch._replace(knobs={})) for at in (slice(half), slice(half, None))]
-            pieces = sum(float(function(part._replace(knobs=batch.knobs)).total.detach()) for part in parts)
+            parts = [part(batch, at) for at in (slice(half), slice(half, None))]
+            pieces = sum(float(function(some).total.detach()) for some in parts)
             assert abs(pieces - float(out.total.detach())) <= 1e-4 * (1 + abs(pieces)), (
                 f"the loss of a batch is {float(out.total.detach()):.6g}, the sum of its halves' {pieces:.6g}: it "
                 "must add up over items, so that accumulation and ranks stay exact"
@@ -179,6 +179,15 @@ def check_loss(trainer: Trainer) -> None:
         parameters = agent.groups()[group]
         gradients = torch.autograd.grad(out.total, parameters, allow_unused=True)
         assert any(g is not None and bool(g.any()) for g in gradients), f"group '{group}' gets no gradient"
+
+
+def part(batch: Batch, at: slice) -> Batch:
+    """Return some of a batch's items with the noise that is theirs; sequences from replay are items time-major."""
+    if not isinstance(batch.data, Rollout):
+        return tmap(lambda x: x[at], batch._replace(knobs={}))._replace(knobs=batch.knobs)
+    timed = tmap(lambda x: x[:, at], batch.data._replace(state=(), weight=None))
+    state, weight, noise = tmap(lambda x: x[at], (batch.data.state, batch.data.weight, batch.noise))
+    return batch._replace(data=timed._replace(state=state, weight=weight), noise=noise)
 
 
 def check_determinism(config: Config[Any]) -> None:
@@ -215,7 +224,8 @@ def check_learns(config: Config[Any], learns: Mapping[str, Any] | None) -> None:
     if config.source.name == "dataset":
         trainer = build.trainer(config)
         batch = first_batch(trainer)
-        losses = [float(trainer.update(batch).metrics["loss"]) for _ in range(300)]
+        first = "loss" if len(phases := trainer.agent.phases(0)) == 1 else f"loss/{phases[0][0]}"
+        losses = [float(trainer.update(batch).metrics[first]) for _ in range(300)]
         assert losses[-1] < 0.7 * losses[0], f"300 updates on one batch took the loss from {losses[0]} to {losses[-1]}"
         return
     env = build.env(config.env, config.device, num_envs=1)
