@@ -70,7 +70,8 @@ class Prioritized:
         self.buffer, self.alpha, self.length = buffer, alpha, length
         self.masses = Masses(buffer.slots + 1, buffer.device)
         self.largest = torch.ones((), dtype=torch.float64, device=buffer.device)  # mass given so far; 1 at first
-        self._seen = torch.zeros(3, dtype=torch.float64, device=buffer.device)  # sums of priority, weight; items
+        self._priority, self._weight = torch.zeros_like(self.largest), torch.zeros_like(self.largest)  # sums of ...
+        self._items = 0  # ... so many since `statistics` was called
 
     def add(self, slot: Tensor) -> None:
         """Give what the step stored in slots (N,) made drawable the largest mass so far; forget what it replaced."""
@@ -89,7 +90,7 @@ class Prioritized:
         uniform = torch.rand(count, dtype=torch.float64, device=self.buffer.device, generator=generator)
         index, mass = self.masses.draw(uniform)
         weight = (mass.min() / mass).pow_(beta).float()
-        self._seen[1].add_(weight.sum())
+        self._weight += weight.sum()
         return index, weight
 
     def update(self, index: Tensor, priority: Tensor) -> None:
@@ -99,26 +100,34 @@ class Prioritized:
         mass = (priority + EPSILON).pow_(self.alpha).nan_to_num_(0.0, 1e30)
         self.masses.set(index, mass)
         torch.maximum(self.largest, mass.max(), out=self.largest)
-        self._seen[0].add_(priority.sum())
-        self._seen[2].add_(len(index))
+        self._priority += priority.sum()
+        self._items += len(index)
 
     def statistics(self) -> dict[str, float]:
         """Return the mean priority and weight since the last call. Waits for the device."""
-        priority, weight, items = self._seen.tolist()
-        self._seen.zero_()
-        return {"priority": priority / items, "weight": weight / items} if items else {}
+        if not self._items:
+            return {}
+        means = {"priority": self._priority.item() / self._items, "weight": self._weight.item() / self._items}
+        self._items = 0
+        self._priority.zero_()
+        self._weight.zero_()
+        return means
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return self.masses.mass.nbytes + self.masses.sums.nbytes
 
+    def _tensors(self) -> dict[str, Tensor]:
+        sums = {"priority": self._priority, "weight": self._weight}
+        return {"mass": self.masses.mass, "sums": self.masses.sums, "largest": self.largest, **sums}
+
     def state_dict(self) -> dict[str, Any]:
         """Return masses and running numbers: views, to be saved before the next change."""
-        return {"mass": self.masses.mass, "sums": self.masses.sums, "largest": self.largest, "seen": self._seen}
+        return {**self._tensors(), "items": self._items}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was called."""
-        own = self.state_dict()
-        for name, value in own.items():
+        self._items = state["items"]
+        for name, value in self._tensors().items():
             value.copy_(state[name])

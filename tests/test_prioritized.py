@@ -237,6 +237,14 @@ def test_every_update_is_drawn_with_the_priorities_of_the_one_before() -> None:
     assert "priority" not in made.statistics(), "no update since"
 
 
+def test_a_half_filled_interval_of_the_log_survives_a_checkpoint() -> None:
+    _, chosen, _ = filled(8, 4, 2)
+    chosen.update(chosen.draw(4, generator(), 1.0)[0], torch.rand(4))
+    _, other, _ = filled(8, 4, 2)
+    other.load_state_dict(copy.deepcopy(chosen.state_dict()))
+    assert other.statistics() == chosen.statistics() != {}
+
+
 def test_an_agent_without_priorities_is_told() -> None:
     made, agent = source()
     clock = Clock(1000, 1000)
