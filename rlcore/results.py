@@ -49,6 +49,7 @@ def _row(mine: Sequence[Job]) -> dict[str, Any]:
     done = [job.path for job, seed in zip(mine, seeds, strict=True) if seed["status"] == "finished"]
     scores = [seed["score"] for seed in seeds if seed["score"] is not None]
     ours = [runs.read_json(path / "result.json") for path in done]
+    frames = [result["frames"] for result in ours]
     level = row.goal if row.floor is None else row.floor
     interval = stratified_bootstrap_ci([[score] for score in scores]) if len(scores) > 1 else (None, None)
     learning = [curve[1].mean() for path in done for curve in [_curves([path]).get(next(iter(CURVES)))] if curve]
@@ -56,7 +57,7 @@ def _row(mine: Sequence[Job]) -> dict[str, Any]:
         "name": row.name,
         "environment": _environment(configs.validate(configs.read(done[0]))) if done else None,
         "metric": row.metric,
-        "frames": ours[0]["frames"] if ours else None,
+        "frames": [min(frames), max(frames)] if ours else None,  # a run may stop before its budget is spent
         "episodes": ours[0]["evaluation"]["episodes"] if ours else None,
         "seeds": len(seeds),
         "finished": len(scores),
@@ -150,12 +151,16 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         reference = _number(row["reference"]) + (f" (`{row['baseline']}`)" if row["baseline"] else "")
         seconds = "" if row["train_seconds"] is None else f"{row['train_seconds']:,.1f} s"
         metric = "" if row["metric"] == "mean" else f", {row['metric']}"
-        cells = [f"`{row['name']}`{metric}", row["environment"] or "", f"{row['frames']:,}" if row["frames"] else ""]
+        cells = [f"`{row['name']}`{metric}", row["environment"] or "", _span(row["frames"])]
         cells += [seeds, _number(row["mean"]), _number(row["iqm"]) + interval, _number(row["worst"]), reached]
         cells += [_number(row["while_learning"]), seconds, reference, _number(row["goal"])]
         cells.append(f"**{row['mark']}**" if row["mark"] else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _span(ends: Sequence[int] | None) -> str:
+    return " to ".join(f"{end:,}" for end in dict.fromkeys(ends or ()))
 
 
 def _caption(rows: Sequence[dict[str, Any]]) -> str:

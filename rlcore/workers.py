@@ -97,7 +97,11 @@ def _ended(job: Job, worker: _Worker) -> str:
         return ""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; the same command goes on from its last checkpoint"
-    return said[-1].removeprefix("error: ") if said else f"ended with exit code {code}"
+    return (
+        said[-1].removeprefix("rlcore.errors.UserError: ").removeprefix("error: ")
+        if said
+        else f"ended with exit code {code}"
+    )
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
