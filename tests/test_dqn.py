@@ -218,7 +218,7 @@ class OneEachStep(BatchedEnv):
         return state.float()
 
 
-@pytest.mark.parametrize(("source", "n_step"), [("replay", 1), ("replay", 3), ("rollout", 1)])
+@pytest.mark.parametrize(("source", "n_step"), [("replay", 3), ("rollout", 1)])
 def test_the_value_of_reward_one_under_a_time_limit_is_that_without_it(source: str, n_step: int) -> None:
     if "OneEachStep" not in registry.names("envs"):
         registry.register("envs", "OneEachStep", OneEachStep)

@@ -27,7 +27,7 @@ REPLAY: dict[str, Any] = {
     "env.num_envs": 4,
     "agent": TINY,
 }
-FAST: dict[str, Any] = {"eval.every": 0, "log.every": 50, "checkpoint.every": 100, "eval.final_episodes": 2}
+FAST: dict[str, Any] = {"eval.every": 0, "stop.metric": "", "log.every": 50, "checkpoint.every": 100, "eval.final_episodes": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn-native": ("cartpole_dqn", {**REPLAY, "budget.frames": 3000, "eval.every": 500, "eval.episodes": 3}),
     "dqn-sync": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "sync"}),
@@ -45,12 +45,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "eval.max_steps": 50,
         },
     ),
+    "pqn": (
+        "cartpole_pqn",
+        {"budget.frames": 12000, "env.num_envs": 8, "agent.normalize_obs": True, "agent.network": TINY["network"]},
+    ),
+    "pqn-minatar": (
+        "minatar_breakout_pqn",
+        {"budget.frames": 3000, "env.num_envs": 4, "source.horizon": 8, "source.minibatches": 2, "eval.max_steps": 50},
+    ),
     "dqn-rollout": ("cartpole_online_q", {"budget.frames": 1500}),
     "dqn-accumulate": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "optim.accumulate": 3}),
     "dqn-prioritized": (
         "cartpole_dqn",
         {**REPLAY, "budget.frames": 2000, "source.prioritized": True, "optim.accumulate": 2},
     ),
+    "c51": ("cartpole_c51", {**REPLAY, "budget.frames": 1500}),
+    "iqn": ("cartpole_iqn", {**REPLAY, "budget.frames": 1000, "agent.noisy": True}),
+    "rainbow": ("cartpole_rainbow", {**REPLAY, "budget.frames": 1200}),
     "dqn-hindsight": ("bit_flip_her", {**REPLAY, "budget.frames": 2000, "env.kwargs.bits": 6}),
     "dqn-bandit": ("price_class_bandit", {**REPLAY, "budget.frames": 3000}),
     "sac-pendulum": ("pendulum_sac", {**REPLAY, "budget.frames": 800, "agent.normalize_obs": True}),
@@ -58,6 +69,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sac-hopper": ("hopper_sac", {**REPLAY, "budget.frames": 800, "agent.hidden": [16]}),
     "supervised-mini-batches": ("house_prices", {"budget.frames": 30000, "checkpoint.every": 1000, "log.every": 500}),
     "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
+    "r2d2": (
+        "cartpole_memory_r2d2",
+        {
+            "env.num_envs": 4,
+            "agent.network.kwargs": {"features": 8, "encoder": {"name": "mlp", "kwargs": {"hidden": [8]}}},
+            "agent.length": 6,
+            "source": {"capacity": 300, "batch_size": 8, "learning_starts": 64, "prioritized": True},
+            "source.updates_per_frame": 0.2,
+            "source.frames_per_iteration": 4,
+            "budget.frames": 1500,
+        },
+    ),
 }
 
 
