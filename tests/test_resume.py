@@ -27,7 +27,13 @@ REPLAY: dict[str, Any] = {
     "env.num_envs": 4,
     "agent": TINY,
 }
-FAST: dict[str, Any] = {"eval.every": 0, "stop.metric": "", "log.every": 50, "checkpoint.every": 100, "eval.final_episodes": 2}
+FAST: dict[str, Any] = {
+    "eval.every": 0,
+    "stop.metric": "",
+    "log.every": 50,
+    "checkpoint.every": 100,
+    "eval.final_episodes": 2,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn-native": ("cartpole_dqn", {**REPLAY, "budget.frames": 3000, "eval.every": 500, "eval.episodes": 3}),
     "dqn-sync": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "sync"}),
@@ -47,7 +53,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "pqn": (
         "cartpole_pqn",
-        {"budget.frames": 12000, "env.num_envs": 8, "agent.normalize_obs": True, "agent.network": TINY["network"]},
+        {
+            "budget.frames": 4000,
+            "env.num_envs": 8,
+            "source.epochs": 2,
+            "agent.normalize_obs": True,
+            "agent.network": TINY["network"],
+        },
     ),
     "pqn-minatar": (
         "minatar_breakout_pqn",
