@@ -128,9 +128,13 @@ def write(
 
 
 def _env_spec(env: EnvConfig | None) -> Any:
-    """Return gymnasium's recipe of the environment, where that is all there is to it."""
+    """Return gymnasium's recipe of the environment, where that is all there is to it and can be written as text."""
     if env is None or env.wrappers or env.id not in gym.registry:
         return None
     spec = copy.deepcopy(gym.spec(env.id))
     spec.kwargs.update(env.kwargs)
+    try:
+        spec.to_json()
+    except (ValueError, TypeError):  # made by a class or from objects of this process
+        return None
     return spec

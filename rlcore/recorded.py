@@ -237,7 +237,7 @@ def own_actions(spec: Spec) -> Any:
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         known = [p.name for p in path.parent.glob("*.npz")]

@@ -1,0 +1,312 @@
+"""Agents that learn from recorded data: their losses against slow, obvious references; that they keep the contract."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from test_resume import FAST, _final, _killed, _train
+from torch import Tensor
+from torch.distributions import Categorical, Normal
+
+from agents.bc import BC
+from agents.configs.offline import BCConfig, CQLConfig, IQLConfig
+from agents.cql import CQL, ContinuousCQL, DiscreteCQL
+from agents.iql import IQL, advantage_weight, expectile_loss
+from rlcore import recorded
+from rlcore.errors import UserError
+from rlcore.make import make_env
+from rlcore.recorded import Steps
+from rlcore.testing import check_agent
+from rlcore.testing.agents import first_difference
+from rlcore.types import Batch, Spec, Transition
+
+OBS = spaces.Box(-1, 1, (3,))
+DISCRETE = Spec(OBS, spaces.Discrete(4))
+BOX = Spec(OBS, spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 3.0], np.float32)))
+MULTI = Spec(OBS, spaces.MultiDiscrete([2, 3]))
+TINY: dict[str, Any] = {"hidden": (8,), "normalize_obs": False}
+
+
+def batch(spec: Spec, n: int = 16, agent: Any = None, masks: bool = False) -> Batch:
+    rng = np.random.default_rng(0)
+    spec.action_space.seed(0)
+    obs, next_obs = (torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32)) for _ in range(2))
+    action = torch.from_numpy(np.stack([spec.action_space.sample() for _ in range(n)]))
+    reward = torch.from_numpy(rng.normal(size=n).astype(np.float32))
+    discount = torch.from_numpy(rng.choice([0.0, 0.9], n).astype(np.float32))
+    extras = {}
+    if masks:
+        allowed = torch.from_numpy(rng.random((n, 4)) < 0.5)
+        allowed[torch.arange(n), action] = True
+        extras = {"action_mask": allowed, "next_action_mask": allowed.roll(1, 0)}
+    noise = agent.noise("loss", n, torch.Generator().manual_seed(0)) if agent else {}
+    return Batch(Transition(obs, action, reward, discount, next_obs, extras), noise=noise)
+
+
+def test_expectile_loss_leans_to_the_best() -> None:
+    assert expectile_loss(torch.tensor([2.0, -2.0, 0.0]), 0.9).tolist() == pytest.approx([3.6, 0.4, 0.0])
+    returns = torch.tensor([0.0, 1.0, 2.0, 10.0])
+    value = torch.tensor(0.0, requires_grad=True)
+    optimizer = torch.optim.SGD([value], lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        expectile_loss(returns - value, 0.95).mean().backward()
+        optimizer.step()
+    # The expectile balances the weighted distances: 0.95 * sum above = 0.05 * sum below.
+    m = value.item()
+    assert m > float(returns.mean())
+    assert 0.95 * (10 - m) == pytest.approx(0.05 * (m + (m - 1) + (m - 2)), rel=1e-3)
+
+
+def test_advantage_weights_are_clipped_from_above_and_carry_no_gradient() -> None:
+    advantage = torch.tensor([-1.0, 0.0, 1.0, 5.0], requires_grad=True)
+    weight = advantage_weight(advantage, 3.0, 100.0)
+    assert weight.tolist() == pytest.approx([math.exp(-3), 1.0, math.exp(3), 100.0])
+    assert not weight.requires_grad
+
+
+def slow_log_prob(agent: Any, i: int, t: Transition) -> Tensor:
+    """Return log pi of item i by torch's distributions."""
+    x = agent.policy.net(t.obs[i : i + 1])[0, 0]
+    space = agent.spec.action_space
+    if isinstance(space, spaces.Discrete):
+        if t.extras:
+            x = torch.where(t.extras["action_mask"][i], x, torch.tensor(-1e9))
+        return Categorical(logits=x).log_prob(t.action[i])
+    if isinstance(space, spaces.MultiDiscrete):
+        return Categorical(logits=x[:2]).log_prob(t.action[i, 0]) + Categorical(logits=x[2:]).log_prob(t.action[i, 1])
+    low, high = torch.tensor(space.low), torch.tensor(space.high)
+    scaled = 2 * (t.action[i] - low) / (high - low) - 1
+    return Normal(x.tanh(), agent.policy.log_std.exp()).log_prob(scaled).sum()
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, MULTI, BOX], ids=["discrete", "multi", "box"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_cloning_maximises_the_likelihood_of_the_actions(spec: Spec, masks: bool) -> None:
+    if masks and spec is not DISCRETE:
+        return
+    agent = BC(BCConfig(**TINY), spec)
+    torch.nn.init.constant_(agent.policy.log_std, -0.7) if spec is BOX else None
+    b = batch(spec, masks=masks)
+    expected = -sum(slow_log_prob(agent, i, b.data) for i in range(16))
+    assert torch.allclose(agent.loss(b).total, torch.as_tensor(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, MULTI, BOX], ids=["discrete", "multi", "box"])
+def test_exploring_policies_draw_from_their_distribution(spec: Spec) -> None:
+    agent = BC(BCConfig(**TINY), spec)
+    n = 40_000
+    obs = torch.full((n, 3), 0.3)
+    noise = agent.noise("act", n, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        action = agent.act(obs, (), {}, noise).action
+    x = agent.policy.net(obs[:1])[0, 0].detach()
+    assert all(spec.action_space.contains(a) for a in action[:100].numpy())
+    if spec is BOX:
+        middle = (torch.tensor(spec.action_space.low) + torch.tensor(spec.action_space.high)) / 2  # pyright: ignore
+        inside = agent.act(obs, (), {}, {}, explore=False).action[0].detach()
+        assert torch.allclose(inside, middle + torch.tensor([2.0, 1.5]) * x.tanh())
+        assert torch.allclose(action.median(0).values, inside, atol=0.06)
+        return
+    first = x[: agent.policy.sizes[0]].softmax(-1)
+    seen = action.view(n, -1)[:, 0].bincount() / n
+    assert torch.allclose(seen, first, atol=0.01)
+
+
+def test_masked_actions_are_never_chosen() -> None:
+    mask = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)) < 0.4
+    mask[:, 2] = True
+    for agent in (BC(BCConfig(**TINY), DISCRETE), IQL(IQLConfig(**TINY), DISCRETE), CQL(CQLConfig(**TINY), DISCRETE)):
+        noise = agent.noise("act", 200, torch.Generator().manual_seed(1))
+        for explore in (True, False):
+            action = agent.act(torch.randn(200, 3), (), {}, noise, mask, explore).action
+            assert mask.gather(1, action[:, None]).all()
+
+
+def test_discrete_conservative_loss_is_that_of_a_loop() -> None:
+    agent = CQL(CQLConfig(**TINY, alpha=0.7), DISCRETE)
+    assert isinstance(agent, DiscreteCQL)
+    torch.nn.init.normal_(agent.target.layers.biases[-1])
+    b = batch(DISCRETE, masks=True)
+    t, total = b.data, torch.tensor(0.0)
+    for i in range(16):
+        q, after, target = (
+            f(o[i : i + 1])[0, 0]
+            for f, o in ((agent.online, t.obs), (agent.online, t.next_obs), (agent.target, t.next_obs))
+        )
+        allowed = [a for a in range(4) if t.extras["action_mask"][i, a]]
+        then = [a for a in range(4) if t.extras["next_action_mask"][i, a]]
+        best = max(then, key=lambda a, after=after: after[a].item())
+        y = (t.reward[i] + t.discount[i] * target[best]).detach()
+        chosen = q[t.action[i]]
+        total = total + 0.5 * (y - chosen) ** 2 + 0.7 * (sum(q[a].exp() for a in allowed).log() - chosen)
+    assert torch.allclose(agent.loss(b).total, total, rtol=1e-5)
+
+
+def test_conservatism_lowers_the_values_of_actions_absent_from_the_data() -> None:
+    gaps = {}
+    for alpha in (0.0, 5.0):
+        torch.manual_seed(0)
+        agent = CQL(CQLConfig(**TINY, alpha=alpha), DISCRETE)
+        b = batch(DISCRETE, 64)
+        b = b._replace(data=b.data._replace(action=torch.zeros(64, dtype=torch.int64), discount=torch.zeros(64)))
+        optimizer = torch.optim.Adam(agent.online.parameters(), 0.01)
+        for _ in range(200):
+            optimizer.zero_grad()
+            (agent.loss(b).total / 64).backward()
+            optimizer.step()
+        q = agent.online(b.data.obs)[0].mean(0)
+        gaps[alpha] = (q[0] - q[1:].max()).item()
+    assert gaps[5.0] > gaps[0.0] + 1
+
+
+def test_continuous_conservative_loss_is_that_of_a_loop() -> None:
+    agent = CQL(CQLConfig(**TINY, alpha=0.7, samples=3), BOX)
+    assert isinstance(agent, ContinuousCQL)
+    b = batch(BOX, 8, agent)
+    plain = super(ContinuousCQL, agent).loss(b).total
+    low, high = torch.tensor(BOX.action_space.low), torch.tensor(BOX.action_space.high)  # pyright: ignore
+    expected = torch.tensor(0.0)
+    for i in range(8):
+        obs = b.data.obs[i : i + 1]
+        scaled = 2 * (b.data.action[i] - low) / (high - low) - 1
+        mean, log_std = agent.actor(obs)[0].chunk(2)
+        policy = Normal(mean, log_std.clamp(-20, 2).exp())
+        for k in range(2):
+            terms = []
+            for j in range(3):
+                q = agent.critic(obs, b.noise["uniform"][i, j][None])[k, 0]
+                terms.append(q.exp() * (high - low).prod())  # divided by the uniform density
+                u = policy.mean + policy.stddev * b.noise["normal"][i, j]
+                # The density of the environment's action, by the change of variables from u.
+                density = policy.log_prob(u).sum() - ((1 - u.tanh() ** 2) * (high - low) / 2).log().sum()
+                terms.append(agent.critic(obs, u.tanh()[None])[k, 0].exp() / density.exp().detach())
+            expected = expected + (sum(terms) / 6).log() - agent.critic(obs, scaled[None])[k, 0]
+    assert torch.allclose(agent.loss(b).total, plain + 0.7 * expected, rtol=1e-4)
+
+
+def test_the_sampled_integral_over_the_box_is_its_volume_where_values_are_zero() -> None:
+    agent = CQL(CQLConfig(**TINY, samples=4000), BOX)
+    assert isinstance(agent, ContinuousCQL)
+    for p in agent.critic.parameters():
+        torch.nn.init.zeros_(p)
+    b = batch(BOX, 4, agent)
+    volume = agent._sampled(b.data.obs, b.noise["uniform"], b.noise["normal"]).logsumexp(-1).exp()
+    assert torch.allclose(volume, torch.full((2, 4), 12.0), rtol=0.2)
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, BOX], ids=["discrete", "box"])
+def test_implicit_q_loss_is_that_of_a_loop_and_each_term_reaches_its_own_network(spec: Spec) -> None:
+    agent = IQL(IQLConfig(**TINY, expectile=0.8, beta=2.0, max_weight=1.5), spec)
+    torch.manual_seed(0)
+    for p in agent.target_critic.parameters():
+        torch.nn.init.normal_(p, std=0.6)
+    b = batch(spec, masks=spec is DISCRETE)
+    t = b.data
+
+    def q(critic: Any, i: int) -> Tensor:
+        obs = t.obs[i : i + 1]
+        if spec is DISCRETE:
+            return critic(obs)[:, 0, t.action[i]]
+        low, high = torch.tensor(BOX.action_space.low), torch.tensor(BOX.action_space.high)  # pyright: ignore
+        return critic(obs, (2 * (t.action[i] - low) / (high - low) - 1)[None])[:, 0]
+
+    values, critics, policies, clipped = ([] for _ in range(4))
+    for i in range(16):
+        u = q(agent.target_critic, i).min().detach() - agent.value(t.obs[i : i + 1]).squeeze()
+        values.append((0.8 if u > 0 else 0.2) * u**2)
+        y = t.reward[i] + t.discount[i] * agent.value(t.next_obs[i : i + 1]).squeeze().detach()
+        critics.append(0.5 * ((y - q(agent.critic, i)) ** 2).sum())
+        weight = min(math.exp(2.0 * u.item()), 1.5)
+        clipped.append(weight == 1.5)
+        policies.append(-weight * slow_log_prob(agent, i, t))
+    assert any(clipped) and not all(clipped)
+    out = agent.loss(b)
+    assert torch.allclose(out.total, sum(values + critics + policies), rtol=1e-4)  # pyright: ignore
+    out.total.backward()
+    for part, terms in ((agent.value, values), (agent.critic, critics), (agent.policy, policies)):
+        own = torch.autograd.grad(sum(terms), list(part.parameters()), retain_graph=True)  # pyright: ignore
+        for p, g in zip(part.parameters(), own, strict=True):
+            assert p.grad is not None and torch.allclose(p.grad, g, rtol=1e-3, atol=1e-5)
+
+
+def test_spaces_and_networks_that_cannot_be_served_are_told() -> None:
+    binary = Spec(OBS, spaces.MultiBinary(3))
+    for agent, config, spec in ((BC, BCConfig(), binary), (IQL, IQLConfig(), MULTI), (CQL, CQLConfig(), MULTI)):
+        with pytest.raises(UserError, match=rf"agent '{config.name}' cannot serve action space Multi.*; expected"):
+            agent(config, spec)
+    for agent, config in ((BC, BCConfig), (IQL, IQLConfig), (CQL, CQLConfig)):
+        with pytest.raises(UserError, match="needs a memory of them"):
+            agent(config(network={"name": "gru"}), DISCRETE)
+
+
+def record(env_id: str, to: Path, actions: Any, rows: int = 300) -> str:
+    """Record play of ``actions(obs) -> action (1,)``-like function in one environment, episodes of 50 steps."""
+    env = make_env(env_id, 1, backend="sync", kwargs={"max_episode_steps": 50})
+    obs, _ = env.reset(3)
+    parts = []
+    for _ in range(rows):
+        action = actions(obs)
+        step = env.step(action)
+        parts.append(Steps(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, {}))
+        obs = step.obs
+    steps = Steps(*(torch.cat([getattr(p, f) for p in parts]) for f in Steps._fields[:-1]), extras={})
+    steps.truncated[-1] = True
+    recorded.write(str(to), steps, env.spec)
+    return str(to)
+
+
+def lean(obs: Tensor) -> Tensor:
+    """Step to where the pole is falling."""
+    return (obs[:, 2] + 0.5 * obs[:, 3] > 0).long()
+
+
+def swing(obs: Tensor) -> Tensor:
+    """Pump energy into the pendulum until it can be held upright."""
+    cos, sin, speed = obs.unbind(-1)
+    angle = torch.atan2(sin, cos)
+    energy = 0.5 * speed.square() / 3 + 5 * (cos - 1)  # 0 at rest upright; in units of m l^2
+    hold = -12 * angle - 3 * speed
+    pump = -torch.sign(energy) * torch.sign(speed + 1e-6) * 2
+    return torch.where(cos > 0.9, hold, pump).clamp(-2, 2).unsqueeze(-1)
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bc-discrete": ("CartPole-v1", {"name": "bc"}),
+    "bc-box": ("Pendulum-v1", {"name": "bc"}),
+    "cql-discrete": ("CartPole-v1", {"name": "cql", "alpha": 0.1, "gamma": 0.9, "n_step": 2}),
+    "cql-box": ("Pendulum-v1", {"name": "cql", "samples": 2, "alpha": 0.1, "gamma": 0.9}),
+    "iql-discrete": ("CartPole-v1", {"name": "iql", "gamma": 0.5}),
+    "iql-box": ("Pendulum-v1", {"name": "iql", "gamma": 0.5, "n_step": 3}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_agent_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    env_id, agent = CASES[name]
+    data = record(env_id, tmp_path / "data.npz", lean if env_id == "CartPole-v1" else swing)
+    source = {"name": "dataset", "data": data, "batch_size": 64}
+    check_agent({"env": {"id": env_id}, "agent": {**agent, "hidden": [32]}, "source": source, "optim": {"lr": 3e-3}})
+
+
+@pytest.mark.parametrize("name", ["cql-box", "iql-discrete"])
+def test_killed_and_resumed_equals_never_interrupted(name: str, tmp_path: Path) -> None:
+    env_id, agent = CASES[name]
+    data = record(env_id, tmp_path / "data.npz", lean if env_id == "CartPole-v1" else swing)
+    recipe = f"{'cartpole' if env_id == 'CartPole-v1' else 'pendulum'}_{agent['name']}"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    overrides = {**FAST, "source.data": data, "source.batch_size": 32, "agent.hidden": [16], "budget.frames": 6400}
+    overrides |= {"log.every": 640, "checkpoint.every": 320}
+    _train(recipe, overrides, whole, resume=False)
+    _killed(recipe, overrides, killed, random.Random(name))
+    assert not (killed / "result.json").exists(), "the run ended before it was killed: make it longer"
+    _train(recipe, overrides, killed, resume=True)
+    for one, other in zip(_final(whole), _final(killed), strict=True):
+        assert first_difference(one, other) is None
