@@ -148,6 +148,9 @@ class R2D2Config(AgentConfig):
     network: NetworkConfig = NetworkConfig(name="gru")
     normalize_obs: bool = Field(default=False, description="scale observations by their running mean and deviation")
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount per step")
+    last_action: bool = Field(
+        default=False, description="networks read {obs, action before}: as one vector, or by network dict"
+    )
     n_step: int = Field(default=5, ge=1, description="steps of reward before the bootstrap, within the sequence")
     burn_in: int = Field(default=8, ge=0, description="first steps of a sequence, which only refresh the memory")
     length: int = Field(default=32, ge=1, description="steps of a sequence that are learnt from")
