@@ -57,4 +57,6 @@ def _shown(default: Any) -> str:
     if isinstance(default, Schedule):
         changes = default.kind != "constant"
         return f"{default.kind} {default.start:g} to {default.end:g}" if changes else f"{default.start:g}"
+    if isinstance(default, BaseModel):
+        return str(getattr(default, "name", ""))
     return "" if default in (None, "", {}, []) else json.dumps(default).strip('"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ SMALL: dict[str, Any] = {
     "source.frames_per_iteration": 4,
     "budget.frames": 600,
     "eval.every": 0,
+    "stop.metric": "",
+    "budget.horizon": None,
     "eval.final_episodes": 5,
     "log.every": 100,
     "checkpoint.every": 200,
@@ -44,7 +47,7 @@ Command = Callable[..., Called]
 
 def options(settings: dict[str, Any]) -> list[str]:
     """Return settings as they are written on a command line."""
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
+    return [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
 @pytest.fixture

@@ -34,6 +34,9 @@ FAST: dict[str, Any] = {
     "checkpoint.every": 100,
     "eval.final_episodes": 2,
 }
+TINY_POLICY: dict[str, Any] = {"agent.network.kwargs.hidden": [16], "env.num_envs": 4}
+POLICY = {**TINY_POLICY, "source.horizon": 16, "source.epochs": 2, "source.minibatches": 2}
+MEMORY = {"agent.network.kwargs": {"features": 8}, "env.num_envs": 4, "source.horizon": 16, "source.epochs": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn-native": ("cartpole_dqn", {**REPLAY, "budget.frames": 3000, "eval.every": 500, "eval.episodes": 3}),
     "dqn-sync": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "sync"}),
@@ -81,6 +84,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sac-hopper": ("hopper_sac", {**REPLAY, "budget.frames": 800, "agent.hidden": [16]}),
     "supervised-mini-batches": ("house_prices", {"budget.frames": 30000, "checkpoint.every": 1000, "log.every": 500}),
     "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
+    "ppo-native": ("cartpole_ppo", {**POLICY, "budget.frames": 4000, "agent.target_kl": 0.02}),
+    "ppo-mujoco": (
+        "pendulum_ppo",
+        {**POLICY, "budget.frames": 3000, "env.id": "InvertedPendulum-v5", "env.num_envs": 2},
+    ),
+    "ppo-memory": ("cartpole_memory_ppo", {**MEMORY, "budget.frames": 2500}),
+    "a2c": ("cartpole_a2c", {**TINY_POLICY, "budget.frames": 6000, "agent.normalize_obs": True}),
+    "reinforce": ("cartpole_reinforce", {**TINY_POLICY, "source.horizon": 32, "budget.frames": 8000}),
     "r2d2": (
         "cartpole_memory_r2d2",
         {
