@@ -90,8 +90,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**POLICY, "budget.frames": 3000, "env.id": "InvertedPendulum-v5", "env.num_envs": 2},
     ),
     "ppo-memory": ("cartpole_memory_ppo", {**MEMORY, "budget.frames": 2500}),
-    "a2c": ("cartpole_a2c", {**TINY_POLICY, "budget.frames": 6000, "agent.normalize_obs": True}),
-    "reinforce": ("cartpole_reinforce", {**TINY_POLICY, "source.horizon": 32, "budget.frames": 8000}),
+    "a2c": ("cartpole_a2c", {**TINY_POLICY, "budget.frames": 4000, "agent.normalize_obs": True}),
+    "reinforce": ("cartpole_reinforce", {**TINY_POLICY, "source.horizon": 32, "budget.frames": 5000}),
     "r2d2": (
         "cartpole_memory_r2d2",
         {
