@@ -107,6 +107,9 @@ class ReplayConfig(Model):
     hindsight: float = Field(
         default=0.0, ge=0, le=1, description="fraction of samples whose goal is one reached later in the episode"
     )
+    frame_stack: int = Field(
+        default=0, ge=0, description="observations are stacks of so many frames, each kept once; 0: kept as they are"
+    )
     reward: Reward = REWARD
 
 

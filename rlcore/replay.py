@@ -233,8 +233,8 @@ class ReplayBuffer:
         Raises:
             UserError: the state is of a buffer with another capacity, number of environments or set of fields.
         """
-        saved = {"capacity": state["capacity"], "num_envs": state["num_envs"], "fields": _item(state["fields"])}
-        own = {"capacity": self.capacity, "num_envs": self.num_envs, "fields": _item(self._fields)}
+        saved = {"capacity": state["capacity"], "num_envs": state["num_envs"], "fields": layout(state["fields"])}
+        own = {"capacity": self.capacity, "num_envs": self.num_envs, "fields": layout(self._fields)}
         for name, value in own.items():
             if saved[name] != value:
                 raise UserError(f"replay: the saved buffer has {name} {saved[name]}; expected {value}")
@@ -261,7 +261,8 @@ def _allocate(slots: int, num_envs: int, example: dict[str, Any], device: torch.
         raise UserError(f"replay: {slots - 1} transitions need {memory}, more than there is; lower capacity") from error
 
 
-def _item(fields: dict[str, Any]) -> dict[str, Any]:
+def layout(fields: Any) -> Any:
+    """Return the dtype and shape of the items of every tensor of a tree, as text."""
     return tmap(lambda x: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape[1:])}", fields)
 
 

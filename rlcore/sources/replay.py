@@ -13,6 +13,7 @@ from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import ReplayConfig
 from rlcore.errors import UserError
+from rlcore.frames import FrameBuffer
 from rlcore.hindsight import Hindsight
 from rlcore.prioritized import Prioritized
 from rlcore.replay import ReplayBuffer, split
@@ -43,7 +44,8 @@ class Replay(Acting):
         self.save_buffer = save_buffer
         self.sequence = agent.sequence if agent else 0
         memory = agent.initial_state(env.num_envs) if agent and agent.sequence else ()
-        self.buffer = ReplayBuffer(config.capacity, env.num_envs, self._layout(memory), env.device)
+        sizes = (config.capacity, env.num_envs, self._layout(memory), env.device)
+        self.buffer = FrameBuffer(*sizes, config.frame_stack) if config.frame_stack else ReplayBuffer(*sizes)
         if config.capacity // env.num_envs < self.sequence:
             raise UserError(
                 f"source.capacity: got {config.capacity}, expected at least {self.sequence * env.num_envs}: "

@@ -94,6 +94,8 @@ def check_agent(recipe: str | Path | Mapping[str, Any], learns: Mapping[str, Any
     config = configs.validate(configs.read(recipe))
     trainer = build.trainer(config)
     check_act(trainer)
+    trainer.source.env.close()  # reset behind the source's back
+    trainer = build.trainer(config)
     check_loss(trainer)
     check_determinism(config)
     check_resume(config)
@@ -238,6 +240,7 @@ def check_learns(config: Config[Any], learns: Mapping[str, Any] | None) -> None:
     raw["budget"] = {"frames": 4000}
     if config.source.name == "replay":
         raw["source"] |= {"learning_starts": 200, "updates_per_frame": 0.25, "frames_per_iteration": 8}
+        raw["source"]["frame_stack"] = 0
     trainer = build.trainer(configs.validate(configs.override(raw, learns or {})))
     trainer.fit()
     mean = evaluate(trainer.agent, trainer.source.env, 64, 0)["mean"]
