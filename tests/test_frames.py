@@ -222,6 +222,7 @@ def test_a_restored_buffer_goes_on_bit_identically(end: float, steps: int) -> No
     _, restored = buffers(envs, 4, 150)
     restored.load_state_dict(state)
     assert restored.nbytes == once.nbytes
+    assert first_difference(state, restored.state_dict()) is None
     for _ in range(30):
         add(envs, 7, once, restored)
         same(once, restored, n_step=2)
@@ -238,13 +239,16 @@ def test_states_of_other_buffers_are_refused() -> None:
         once.load_state_dict(other.state_dict())
 
 
-@pytest.mark.parametrize("wrong", ["obs", "next_obs"])
+@pytest.mark.parametrize("wrong", ["obs", "next_obs", "an end unsaid"])
 def test_observations_that_are_no_stacks_are_refused(wrong: str) -> None:
     envs = Stacks(2, 4, 0, 0.0)
     _, once = buffers(envs, 4, 500)
     add(envs, 20, once)
+    if wrong == "an end unsaid":
+        envs.reset(1)
     step, _ = envs.step()
-    step[wrong][1, 1, 0, 0] += 1  # one pixel of a frame that is stored already
+    if wrong in step:
+        step[wrong][1, 1, 0, 0] += 1  # one pixel of a frame that is stored already
     once.add(step)
     with pytest.raises(UserError, match="frame_stack: got 4, expected 0: the observations are not stacks of succ"):
         add(envs, 256, once)
