@@ -28,10 +28,6 @@ class BC(Agent):
         self.obs = Normalizer(spec.obs_space) if config.normalize_obs else nn.Identity()
         self.policy = Policy(config, spec)
 
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)
-
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"policy": self.policy.noise(n, generator)} if what == "act" else {}
 

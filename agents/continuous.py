@@ -21,7 +21,7 @@ from agents.networks.encode import Network
 from rlcore.agent import Agent
 from rlcore.errors import UserError
 from rlcore.normalize import Normalizer
-from rlcore.types import Spec
+from rlcore.types import Loss, Spec, Transition
 
 
 class ActionScale(nn.Module):
@@ -108,7 +108,9 @@ class Critic(nn.Module):
 
 
 class ContinuousAgent(Agent):
-    """An agent for a bounded Box of actions, with a normaliser of observations."""
+    """An agent for a bounded Box of actions, with critics and a normaliser of observations."""
+
+    critic: Critic
 
     def __init__(self, config: ContinuousConfig, spec: Spec) -> None:
         super().__init__(config, spec)
@@ -117,9 +119,18 @@ class ContinuousAgent(Agent):
         self.gamma, self.n_step = config.gamma, config.n_step
         self.obs = Normalizer(spec.obs_space) if config.normalize_obs else nn.Identity()
 
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)
+    def q(self, t: Transition) -> Tensor:
+        """Return the critics' values (K, B) of the actions that were taken."""
+        return self.critic(self.obs(t.obs), self.scale.from_env(t.action))
+
+    def critic_loss(self, t: Transition, q: Tensor, target: Tensor) -> Loss:
+        """Return the sum over items of ``weight * sum_k (target - q_k)^2 / 2`` for values (K, B), targets (B,)."""
+        error = target - q
+        penalty = 0.5 * error.square().sum(0)  # (B,)
+        if t.weight is not None:
+            penalty = t.weight * penalty
+        metrics = {"q_value": q.detach().mean(), "target_q": target.mean()}
+        return Loss(penalty.sum(), len(target), metrics, priority=error.detach().abs().mean(0))
 
 
 def _encoder(config: ContinuousConfig, spec: Spec) -> Network:

@@ -4,7 +4,8 @@ conservative(s, a) = log sum_a' exp Q(s, a') - Q(s, a)                          
 Discrete:  sum over items of (y - Q(s, a))^2 / 2 + alpha * conservative(s, a)    y: double Q-learning
 Box:       the losses of `agents.sac`, the critics' with alpha * sum_k conservative_k(s, a) added
 
-The integral over a Box is estimated by N uniform actions and N of the policy (appendix F), over their densities::
+The integral over a Box, of actions scaled to [-1, 1], is estimated by N uniform ones and N of the policy (appendix F),
+over their densities::
 
     log 1/(2N) (sum_uniform exp Q(s, a_i) / u(a_i) + sum_policy exp Q(s, a_i) / pi(a_i|s))
 """
@@ -37,19 +38,20 @@ def conservative(sampled: Tensor, q: Tensor) -> Tensor:
     return sampled.logsumexp(-1) - q
 
 
-class CQL(Agent):
-    """Becomes a `DiscreteCQL` or a `ContinuousCQL` by the action space."""
+def CQL(config: CQLConfig, spec: Spec) -> DiscreteCQL | ContinuousCQL:
+    """Return the agent for the action space.
+
+    Raises:
+        UserError: it is neither Discrete nor a bounded Box.
+    """
+    return (ContinuousCQL if isinstance(spec.action_space, spaces.Box) else DiscreteCQL)(config, spec)
+
+
+class DiscreteCQL(Agent):
+    """Double Q-learning and the conservative term."""
 
     Config = CQLConfig
     config: CQLConfig
-
-    def __new__(cls, config: CQLConfig, spec: Spec) -> CQL:
-        kind = ContinuousCQL if isinstance(spec.action_space, spaces.Box) else DiscreteCQL
-        return super().__new__(kind if cls is CQL else cls)  # pyright: ignore[reportArgumentType]
-
-
-class DiscreteCQL(CQL):
-    """Double Q-learning and the conservative term."""
 
     def __init__(self, config: CQLConfig, spec: Spec) -> None:
         super().__init__(config, spec)
@@ -60,10 +62,6 @@ class DiscreteCQL(CQL):
         self.obs = Normalizer(spec.obs_space) if config.normalize_obs else nn.Identity()
         self.online = Heads(config, spec, int(space.n))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)
 
     def act(
         self,
@@ -94,8 +92,11 @@ class DiscreteCQL(CQL):
         polyak_update(self.target, self.online, self.config.tau)
 
 
-class ContinuousCQL(CQL, SAC):  # pyright: ignore[reportIncompatibleVariableOverride]
+class ContinuousCQL(SAC):
     """Soft actor-critic and the conservative term."""
+
+    Config = CQLConfig
+    config: CQLConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         noise = super().noise(what, n, generator)
@@ -107,10 +108,9 @@ class ContinuousCQL(CQL, SAC):  # pyright: ignore[reportIncompatibleVariableOver
 
     def loss(self, batch: Batch) -> Loss:
         """The critics' loss."""
-        out = super().loss(batch)
         t: Transition = batch.data
-        obs = self.obs(t.obs)
-        q = self.critic(obs, self.scale.from_env(t.action))  # (2, B)
+        q, obs = self.q(t), self.obs(t.obs)  # (2, B)
+        out = self.critic_loss(t, q, self.target(batch))
         gap = conservative(self._sampled(obs, batch.noise["uniform"], batch.noise["normal"]), q).sum(0)  # (B,)
         metrics = {**out.metrics, "conservative_gap": gap.detach().mean()}
         return Loss(out.total + self.config.alpha * gap.sum(), out.count, metrics)
@@ -122,9 +122,7 @@ class ContinuousCQL(CQL, SAC):  # pyright: ignore[reportIncompatibleVariableOver
             many = _repeat(obs, n)
             policy, log_prob = self._policy(many, normal.flatten(0, 1))
             actions = torch.cat((uniform, policy.view_as(uniform)), 1)  # (B, 2N, A)
-            flat = (
-                torch.full_like(uniform[..., 0], -float(self.actions) * math.log(2.0)) - self.scale.radius.log().sum()
-            )
+            flat = torch.full_like(uniform[..., 0], -self.actions * math.log(2.0))  # (B, N)
             density = torch.cat((flat, log_prob.view(-1, n)), 1)  # (B, 2N)
         q = self.critic(_repeat(obs, 2 * n), actions.flatten(0, 1)).unflatten(1, (-1, 2 * n))  # (2, B, 2N)
         return q - density - math.log(2 * n)

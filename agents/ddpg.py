@@ -71,14 +71,7 @@ class DDPG(ContinuousAgent):
         with torch.no_grad():
             next_obs = self.obs(t.next_obs)
             q_next = self.target_critic(next_obs, self.next_action(next_obs, batch.noise)).amin(0)
-            target = t.reward + t.discount * q_next  # (B,)
-        q = self.critic(self.obs(t.obs), self.scale.from_env(t.action))  # (critics, B)
-        error = target - q
-        penalty = 0.5 * error.square().sum(0)  # (B,)
-        if t.weight is not None:
-            penalty = t.weight * penalty
-        metrics = {"q_value": q.detach().mean(), "target_q": target.mean()}
-        return Loss(penalty.sum(), len(target), metrics, priority=error.detach().abs().mean(0))
+        return self.critic_loss(t, self.q(t), t.reward + t.discount * q_next)
 
     def next_action(self, next_obs: Any, noise: dict[str, Tensor]) -> Tensor:
         """Return the target's actions (B, A) in [-1, 1] for normalised observations."""

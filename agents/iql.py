@@ -57,10 +57,6 @@ class IQL(Agent):
         self.critic = Heads(config, spec, int(space.n), 2) if discrete else Critic(config, spec, self.policy.outputs, 2)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)
-
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"policy": self.policy.noise(n, generator)} if what == "act" else {}
 

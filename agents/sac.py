@@ -5,7 +5,8 @@ critics:      sum over items of weight * sum_k (y - Q_k(s, a))^2 / 2            
 actor:        sum over items of alpha log pi(a~|s) - min_k Q_k(s, a~)            a~ = tanh(mean(s) + std(s) * normal)
 temperature:  sum over items of -log alpha * (log pi(a~|s) + target entropy)     the direction of equation 18
 
-Log-densities are those of the environment's actions, which are the Box's scale times a.
+Log-densities and entropies are those of actions a in [-1, 1], which the Box's scale maps to the environment's: a reward
+for entropy in the environment's units would pay, or charge, every step for the Box's width.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ class SAC(ContinuousAgent):
         self.critic = Critic(config, spec, self.actions, critics=2)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
-        # Of actions in [-1, 1], then in the environment's units: what is learnt does not depend on the Box's width.
-        entropy = -self.actions if config.target_entropy is None else config.target_entropy
-        self.target_entropy = entropy + float(self.scale.radius.log().sum())
+        self.target_entropy = -self.actions if config.target_entropy is None else config.target_entropy
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {
@@ -75,19 +74,16 @@ class SAC(ContinuousAgent):
 
     def loss(self, batch: Batch) -> Loss:
         """The critics' loss."""
+        return self.critic_loss(batch.data, self.q(batch.data), self.target(batch))
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """Return y (B,)."""
         t: Transition = batch.data
-        with torch.no_grad():
-            next_obs = self.obs(t.next_obs)
-            a, log_prob = self._policy(next_obs, batch.noise["next"])
-            soft = self.target_critic(next_obs, a).amin(0) - self.log_temperature.exp() * log_prob
-            target = t.reward + t.discount * soft  # (B,)
-        q = self.critic(self.obs(t.obs), self.scale.from_env(t.action))  # (2, B)
-        error = target - q
-        penalty = 0.5 * error.square().sum(0)  # (B,)
-        if t.weight is not None:
-            penalty = t.weight * penalty
-        metrics = {"q_value": q.detach().mean(), "target_q": target.mean()}
-        return Loss(penalty.sum(), len(target), metrics, priority=error.detach().abs().mean(0))
+        next_obs = self.obs(t.next_obs)
+        a, log_prob = self._policy(next_obs, batch.noise["next"])
+        soft = self.target_critic(next_obs, a).amin(0) - self.log_temperature.exp() * log_prob
+        return t.reward + t.discount * soft
 
     def actor_loss(self, batch: Batch) -> Loss:
         """The expected divergence from the soft-greedy policy."""
@@ -110,4 +106,4 @@ class SAC(ContinuousAgent):
     def _policy(self, obs: Any, normal: Tensor) -> tuple[Tensor, Tensor]:
         """Return actions in [-1, 1] (B, A) and their log-densities (B,) for normalised observations."""
         mean, log_std = self.actor(obs).chunk(2, -1)
-        return squashed_gaussian.sample(mean, log_std.clamp(*LOG_STD), normal, self.scale.radius.flatten())
+        return squashed_gaussian.sample(mean, log_std.clamp(*LOG_STD), normal)

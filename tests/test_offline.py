@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -19,7 +20,8 @@ from agents.bc import BC
 from agents.configs.offline import BCConfig, CQLConfig, IQLConfig
 from agents.cql import CQL, ContinuousCQL, DiscreteCQL
 from agents.iql import IQL, advantage_weight, expectile_loss
-from rlcore import recorded
+from rlcore import config as configs
+from rlcore import recorded, registry
 from rlcore.errors import UserError
 from rlcore.make import make_env
 from rlcore.recorded import Steps
@@ -131,8 +133,7 @@ def test_masked_actions_are_never_chosen() -> None:
 
 
 def test_discrete_conservative_loss_is_that_of_a_loop() -> None:
-    agent = CQL(CQLConfig(**TINY, alpha=0.7), DISCRETE)
-    assert isinstance(agent, DiscreteCQL)
+    agent = DiscreteCQL(CQLConfig(**TINY, alpha=0.7), DISCRETE)
     torch.nn.init.normal_(agent.target.layers.biases[-1])
     b = batch(DISCRETE, masks=True)
     t, total = b.data, torch.tensor(0.0)
@@ -154,7 +155,7 @@ def test_conservatism_lowers_the_values_of_actions_absent_from_the_data() -> Non
     gaps = {}
     for alpha in (0.0, 5.0):
         torch.manual_seed(0)
-        agent = CQL(CQLConfig(**TINY, alpha=alpha), DISCRETE)
+        agent = DiscreteCQL(CQLConfig(**TINY, alpha=alpha), DISCRETE)
         b = batch(DISCRETE, 64)
         b = b._replace(data=b.data._replace(action=torch.zeros(64, dtype=torch.int64), discount=torch.zeros(64)))
         optimizer = torch.optim.Adam(agent.online.parameters(), 0.01)
@@ -168,8 +169,7 @@ def test_conservatism_lowers_the_values_of_actions_absent_from_the_data() -> Non
 
 
 def test_continuous_conservative_loss_is_that_of_a_loop() -> None:
-    agent = CQL(CQLConfig(**TINY, alpha=0.7, samples=3), BOX)
-    assert isinstance(agent, ContinuousCQL)
+    agent = ContinuousCQL(CQLConfig(**TINY, alpha=0.7, samples=3), BOX)
     b = batch(BOX, 8, agent)
     plain = super(ContinuousCQL, agent).loss(b).total
     low, high = torch.tensor(BOX.action_space.low), torch.tensor(BOX.action_space.high)  # pyright: ignore
@@ -183,23 +183,21 @@ def test_continuous_conservative_loss_is_that_of_a_loop() -> None:
             terms = []
             for j in range(3):
                 q = agent.critic(obs, b.noise["uniform"][i, j][None])[k, 0]
-                terms.append(q.exp() * (high - low).prod())  # divided by the uniform density
+                terms.append(q.exp() * 2**2)  # divided by the uniform density of two actions in [-1, 1]
                 u = policy.mean + policy.stddev * b.noise["normal"][i, j]
-                # The density of the environment's action, by the change of variables from u.
-                density = policy.log_prob(u).sum() - ((1 - u.tanh() ** 2) * (high - low) / 2).log().sum()
+                density = policy.log_prob(u).sum() - (1 - u.tanh() ** 2).log().sum()
                 terms.append(agent.critic(obs, u.tanh()[None])[k, 0].exp() / density.exp().detach())
             expected = expected + (sum(terms) / 6).log() - agent.critic(obs, scaled[None])[k, 0]
     assert torch.allclose(agent.loss(b).total, plain + 0.7 * expected, rtol=1e-4)
 
 
-def test_the_sampled_integral_over_the_box_is_its_volume_where_values_are_zero() -> None:
-    agent = CQL(CQLConfig(**TINY, samples=4000), BOX)
-    assert isinstance(agent, ContinuousCQL)
+def test_the_sampled_integral_over_scaled_actions_is_their_volume_where_values_are_zero() -> None:
+    agent = ContinuousCQL(CQLConfig(**TINY, samples=4000), BOX)
     for p in agent.critic.parameters():
         torch.nn.init.zeros_(p)
     b = batch(BOX, 4, agent)
     volume = agent._sampled(b.data.obs, b.noise["uniform"], b.noise["normal"]).logsumexp(-1).exp()
-    assert torch.allclose(volume, torch.full((2, 4), 12.0), rtol=0.2)
+    assert torch.allclose(volume, torch.full((2, 4), 4.0), rtol=0.2)
 
 
 @pytest.mark.parametrize("spec", [DISCRETE, BOX], ids=["discrete", "box"])
@@ -235,6 +233,18 @@ def test_implicit_q_loss_is_that_of_a_loop_and_each_term_reaches_its_own_network
         own = torch.autograd.grad(sum(terms), list(part.parameters()), retain_graph=True)  # pyright: ignore
         for p, g in zip(part.parameters(), own, strict=True):
             assert p.grad is not None and torch.allclose(p.grad, g, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, BOX], ids=["discrete", "box"])
+@pytest.mark.parametrize("name", ["bc", "cql", "iql"])
+def test_a_deep_copy_acts_and_learns_alike(name: str, spec: Spec) -> None:
+    agent = registry.find("agents", name)(configs.agent_config(name)(**TINY), spec)
+    b = batch(spec, agent=agent)
+    copied = copy.deepcopy(agent)
+    assert type(copied) is type(agent)
+    assert torch.equal(copied.loss(b).total, agent.loss(b).total)
+    acted = (a.act(b.data.obs, (), {}, {}, explore=False).action for a in (agent, copied))
+    assert torch.equal(*acted)
 
 
 def test_spaces_and_networks_that_cannot_be_served_are_told() -> None:

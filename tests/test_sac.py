@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from test_continuous import make, one_network, random_batch
 from torch import Tensor
-from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from agents.sac import SAC
 from rlcore.clock import Clock
@@ -29,19 +29,14 @@ def sac(**options: Any) -> SAC:
 
 
 def draw(agent: SAC, obs: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """One item's action of the environment and its log-density, by torch's distributions."""
+    """One item's action in [-1, 1] and its log-density, by torch's distributions."""
     mean, log_std = one_network(agent.actor.layers, 0, obs).chunk(2)
-    scale = agent.scale
-    squash: list[Any] = [TanhTransform(cache_size=1), AffineTransform(scale.middle, scale.radius, cache_size=1)]
-    distribution = TransformedDistribution(Normal(mean, log_std.exp()), squash)
-    action = mean + log_std.exp() * normal
-    for transform in squash:
-        action = transform(action)
-    return action, distribution.log_prob(action).sum()
+    squash = TanhTransform(cache_size=1)
+    a: Any = squash(mean + log_std.exp() * normal)
+    return a, TransformedDistribution(Normal(mean, log_std.exp()), [squash]).log_prob(a).sum()
 
 
-def value(critic: Any, agent: SAC, k: int, obs: Tensor, action: Tensor) -> Tensor:
-    a = (action - agent.scale.middle) / agent.scale.radius
+def value(critic: Any, k: int, obs: Tensor, a: Tensor) -> Tensor:
     return one_network(critic.layers, k, torch.cat((obs, a)))[0]
 
 
@@ -53,15 +48,14 @@ def test_the_three_losses_item_by_item(seed: int) -> None:
     critic = actor = temperature = entropy = 0.0
     with torch.no_grad():
         for i in range(6):
-            action, log_prob = draw(agent, t.next_obs[i], batch.noise["next"][i])
-            q_next = min(value(agent.target_critic, agent, k, t.next_obs[i], action) for k in range(2))
+            a, log_prob = draw(agent, t.next_obs[i], batch.noise["next"][i])
+            q_next = min(value(agent.target_critic, k, t.next_obs[i], a) for k in range(2))
             y = t.reward[i] + t.discount[i] * (q_next - alpha * log_prob)
-            critic += sum(0.5 * (y - value(agent.critic, agent, k, t.obs[i], t.action[i])) ** 2 for k in range(2))
-            action, log_prob = draw(agent, t.obs[i], batch.noise["policy"][i])
-            actor += alpha * log_prob - min(value(agent.critic, agent, k, t.obs[i], action) for k in range(2))
-            # In units of a in [-1, 1] the entropy is smaller by sum log radius; the target is given in these.
-            shifted = log_prob + torch.log(agent.scale.radius).sum()
-            temperature += -np.log(alpha) * (shifted + -1.7)
+            taken = (t.action[i] - agent.scale.middle) / agent.scale.radius
+            critic += sum(0.5 * (y - value(agent.critic, k, t.obs[i], taken)) ** 2 for k in range(2))
+            a, log_prob = draw(agent, t.obs[i], batch.noise["policy"][i])
+            actor += alpha * log_prob - min(value(agent.critic, k, t.obs[i], a) for k in range(2))
+            temperature += -np.log(alpha) * (log_prob + -1.7)
             entropy -= log_prob / 6
     assert agent.loss(batch).total.item() == pytest.approx(float(critic), rel=1e-4)
     out = agent.actor_loss(batch)
@@ -102,23 +96,24 @@ def test_the_temperature_rises_where_the_entropy_is_too_low(target_entropy: floa
     assert (agent.log_temperature.item() > 0) == rises
 
 
-def test_the_target_entropy_is_minus_the_number_of_actions_of_unit_scale() -> None:
+def test_the_target_entropy_is_minus_the_number_of_actions_whatever_the_boxs_width() -> None:
     assert sac(action_space=spaces.Box(-1, 1, (3,))).target_entropy == -3
-    wide = sac(action_space=spaces.Box(-4, 4, (3,)))
-    assert wide.target_entropy == pytest.approx(-3 + 3 * np.log(4))
+    assert sac(action_space=spaces.Box(-4, 4, (3,))).target_entropy == -3
+    assert sac(action_space=spaces.Box(-4, 4, (3,)), target_entropy=1.5).target_entropy == 1.5
 
 
-def test_what_is_learnt_does_not_depend_on_the_width_of_the_box() -> None:
-    unit, wide = sac(action_space=spaces.Box(-1, 1, (2,))), sac(action_space=spaces.Box(10, 30, (2,)))
+@pytest.mark.parametrize("name", ["sac", "cql"])
+@pytest.mark.parametrize("radius", [0.01, 10.0])
+def test_what_is_learnt_does_not_depend_on_the_width_of_the_box(name: str, radius: float) -> None:
+    unit, other = (make(name, action_space=spaces.Box(-r, r, (2,))) for r in (1, radius))
     batch = random_batch(unit)
-    widened = batch._replace(data=batch.data._replace(action=20 + 10 * batch.data.action))
-    gradients = [
-        torch.autograd.grad(function(b).total, agent.groups()[group])
-        for agent, b in ((unit, batch), (wide, widened))
-        for group, function in agent.phases(0)[1:]
-    ]
-    for one, other in zip(gradients[0] + gradients[1], gradients[2] + gradients[3], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    scaled = batch._replace(data=batch.data._replace(action=radius * batch.data.action))
+    for (group, function), (_, again) in zip(unit.phases(0), other.phases(0), strict=True):
+        one, two = function(batch), again(scaled)
+        torch.testing.assert_close(one.total, two.total, rtol=1e-4, atol=1e-4)
+        gradients = (torch.autograd.grad(x.total, a.groups()[group]) for x, a in ((one, unit), (two, other)))
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_target_critics_follow_by_polyak_every_update() -> None:
