@@ -78,10 +78,6 @@ class ActorCritic(Agent):
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"action": self.head.noise(n, generator)} if what == "act" else {}
 
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)
-
     def step(self, obs: Any, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Return the policy's and the value's features (B, F) of normalised observations, and the memory after."""
         states = state if self.recurrent else ((),) * len(self.trunks)

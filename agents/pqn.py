@@ -94,7 +94,3 @@ class PQN(Agent):
         error = losses.td_error(self.q(self.obs(item.obs)), item.action, item.target)  # (B,)
         metrics = {"q_value": (item.target - error.detach()).mean(), "target_q": item.target.mean()}
         return Loss(0.5 * error.square().sum(), len(error), metrics)
-
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)

@@ -150,10 +150,6 @@ class R2D2(Agent):
         obs, next_obs = self._see(normal(s.obs), before), self._see(normal(s.next_obs), after)
         return s._replace(obs=obs, next_obs=next_obs, state=s.state["memory"])
 
-    def observe(self, obs: Any) -> None:
-        if isinstance(self.obs, Normalizer):
-            self.obs.observe(obs)
-
     def after_update(self, clock: Clock) -> None:
         if self.config.target == "polyak":
             polyak_update(self.target, self.online, self.config.tau)

@@ -128,10 +128,6 @@ class ValueAgent(Agent):
         """The network that values next states: the target network, or the online one where there is none."""
         return self.online if self.target is None else self.target
 
-    def observe(self, obs: Any) -> None:
-        if self.normalizer is not None:
-            self.normalizer.observe(obs)
-
     def after_update(self, clock: Clock) -> None:
         if self.target is None:
             return

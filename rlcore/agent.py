@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rlcore.clock import Clock
 from rlcore.config import AgentConfig
 from rlcore.errors import UserError
+from rlcore.normalize import Normalizer
 from rlcore.types import Act, Batch, Loss, Rollout, Spec
 
 Phase = tuple[str, Callable[[Batch], Loss]]
@@ -89,8 +90,15 @@ class Agent(nn.Module, ABC):
     def after_update(self, clock: Clock) -> None:
         """Move target networks. ``clock.crossed(period)`` tells whether a period in frames went by."""
 
-    def observe(self, obs: Any) -> None:
-        """Take note of an iteration's observations, tree (M, ...), after it was acted: for normalisers."""
+    def observe(self, obs: Any, valid: Tensor | None = None) -> None:
+        """Let the agent's normalisers learn from new observations, tree (M, ...).
+
+        Sources call it once they have acted, and nothing else does: evaluation leaves statistics frozen. Rows where
+        ``valid`` (M,) bool is False do not count; None: all do.
+        """
+        for module in self.children():
+            if isinstance(module, Normalizer):
+                module.observe(obs, valid)
 
     def minibatch(self, items: Any) -> Any:
         """Return a minibatch's items (B, ...) with what is a statistic of all of them, such as scaled advantages.

@@ -71,7 +71,7 @@ def make_env(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium warns of old versions and of lost precision in spaces
         if backend == "vector":
-            vector = _vector(env_id, num_envs, kwargs, wrappers, autoreset)
+            vector = _vector(env_id, num_envs, options, wrappers, autoreset)
         else:
             vector = _one_by_one(_Builder(env_id, options, wrappers), num_envs, backend == "async", autoreset)
         return GymVector(vector, device, extras, split)

@@ -87,15 +87,15 @@ class Normalizer(nn.Module):
         parts = {key: part(obs[key]) for key, part in zip(self.keys, self.parts, strict=True)}
         return parts if isinstance(obs, dict) else tuple(parts.values())
 
-    def observe(self, obs: Any) -> None:
-        """Learn from observations, tree (M, ...)."""
+    def observe(self, obs: Any, valid: Tensor | None = None) -> None:
+        """Learn from observations, tree (M, ...); rows where ``valid`` (M,) is False do not count."""
         if self.moments is not None:
-            self.moments.update(obs)
+            self.moments.update(obs, valid)
             self.shift.copy_(self.moments.mean)
             self.scale.copy_((self.moments.variance() + 1e-8).rsqrt())
         elif self.parts is not None:
             for key, part in zip(self.keys, self.parts, strict=True):
-                cast(Normalizer, part).observe(obs[key])
+                cast(Normalizer, part).observe(obs[key], valid)
 
 
 class RewardScale(nn.Module):

@@ -123,9 +123,9 @@ class Optim:
         self.groups = {name: Group(group, _for_group(config, name)) for name, group in parameters.items()}
 
     def lr(self, group: str, clock: Clock) -> float:
-        """Return the learning rate of a group now."""
+        """Return the learning rate of a group, that of the iteration's start: the last one learns, too."""
         config = self.groups[group].config
-        return config.lr * config.schedule(clock.progress)
+        return config.lr * config.schedule(min(1.0, clock.iterated / clock.horizon))
 
     def update(self, agent: Agent, batch: Batch, clock: Clock) -> tuple[Loss, bool]:
         """Run the agent's phases on a batch.

@@ -116,8 +116,11 @@ def train(job: Job) -> None:
         torch.set_num_threads(config.threads)
         build_one = _Builder(config.env.id, config.env.kwargs, config.env.wrappers)
         probe = build_one()
-        images = len(probe.observation_space.shape or ()) == 3
+        shape = probe.observation_space.shape or ()
+        images = len(shape) == 3
         probe.close()
+        if images and not shape[2] < min(shape[:2]) < 36:
+            raise UserError(f"row '{job.row.name}': images of {shape} have no peer; expected (10, 10, channels)")
 
         def make() -> gym.Env[Any, Any]:
             return _with_channels_first(build_one()) if images else build_one()

@@ -64,7 +64,11 @@ class Run:
             raise UserError(f"obs: got {obs!r}, expected finite numbers of {self.spec.obs_space}")
         batch = tmap(lambda x: x.unsqueeze(0) if single else x, tensors)
         if mask is not None:
-            mask = torch.as_tensor(mask).bool().view(1 if single else given[0][0], -1)
+            mask = torch.as_tensor(mask).bool()
+            expected = (*(() if single else given[0][:1]), int(getattr(self.spec.action_space, "n", 0)))
+            if mask.shape != expected:
+                raise UserError(f"mask: got shape {tuple(mask.shape)}, expected {tuple(expected)}")
+            mask = mask.view(-1, expected[-1])
         action = self.choose(batch, mask).cpu().numpy() + self.spec.action_start
         if isinstance(self.spec.action_space, spaces.Box):
             action = np.clip(action, self.spec.action_space.low, self.spec.action_space.high)
@@ -75,8 +79,11 @@ class Run:
         """Return greedy actions (N, ...) for a tree (N, ...) of observation tensors; see `act`."""
         device = torch.device(self.config.device)
         obs = tmap(lambda x: x.to(device), obs)
+        n = len(next(leaves(obs)))
         if self.state is None:
-            self.state = self.agent.initial_state(len(next(leaves(obs))))
+            self.state = self.agent.initial_state(n)
+        elif (before := len(next(leaves(self.state)))) != n:
+            raise UserError(f"obs: got {n} at once after {before}; call reset() where the number of episodes changes")
         act = self.agent.act(obs, self.state, {}, {}, None if mask is None else mask.to(device), explore=False)
         self.state = None if is_empty(act.state) else act.state
         return act.action

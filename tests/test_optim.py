@@ -160,9 +160,10 @@ def test_learning_rate_follows_the_schedule() -> None:
     agent = make()
     optim = Optim(agent, OptimConfig(name="sgd", lr=0.1, schedule=Schedule(kind="linear", start=1.0, end=0.0)))
     before = weights(agent).clone()
-    optim.update(agent, batch(4, 0), Clock(100, 100, frames=100))
+    optim.update(agent, batch(4, 0), Clock(100, 100, frames=110, iterated=100))
     assert torch.equal(weights(agent), before), "a learning rate of 0 moves nothing"
-    assert optim.lr("main", Clock(100, 100, frames=50)) == pytest.approx(0.05)
+    assert optim.lr("main", Clock(100, 100, frames=60, iterated=50)) == pytest.approx(0.05)
+    assert optim.lr("main", Clock(100, 100, frames=100, iterated=90)) > 0, "the last iteration learns"
 
 
 @pytest.mark.parametrize("name", sorted(TORCH))

@@ -75,7 +75,7 @@ class Replay(Acting):
         for _ in range(self.steps):
             acted = self.act(agent, clock, random=clock.frames < config.learning_starts)
             self._store(acted)
-            agent.observe(acted.obs)
+            agent.observe(acted.obs, None if self.env.always_valid else acted.step.valid)
         self.beta = config.beta(clock.progress)
         due = int(config.updates_per_frame * max(0, clock.frames - self.starts)) - self.updates
         while due > 0:

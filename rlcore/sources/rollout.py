@@ -39,9 +39,13 @@ class Rollout(Acting):
         rollout = _stack([self.act(agent, clock) for _ in range(self.config.horizon)])
         with torch.no_grad():
             data = agent.prepare(rollout)
-            agent.observe(tmap(lambda x: x.flatten(0, 1), rollout.obs))
-        valid = rollout.valid.flatten()
+            valid = rollout.valid.flatten()
+            agent.observe(tmap(lambda x: x.flatten(0, 1), rollout.obs), valid)
         count = len(next(leaves(data)))
+        if self.config.minibatches > count:
+            raise UserError(
+                f"source.minibatches: got {self.config.minibatches}, expected at most the {count} items of a rollout"
+            )
         for _ in range(self.config.epochs):
             order = torch.randperm(count, generator=self.rng, device=valid.device)
             if not self.env.always_valid and count == len(valid):  # items are steps, not sequences
