@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from rlcore.actor import is_empty
@@ -82,12 +83,12 @@ def _wave(
         act = agent.act(obs, state, knobs, noise, mask, explore=rng is not None)
         step = env.step(act.action)
         if record:
-            rows.append(_row(obs, mask, act.action, step))
+            rows.append(_row(obs, mask, _taken(act.action, env.spec.action_space), step))
         returns += step.reward * alive
         lengths += alive
         ended = (step.terminated | step.truncated) & alive
         for name, value in step.extras.items():
-            flag = ended.view(-1, *[1] * (value.dim() - 1))
+            flag = alive.view(-1, *[1] * (value.dim() - 1))
             outcomes[name] = torch.where(flag, value, outcomes.get(name, value))
         alive = alive & ~ended
         # An environment goes on after its episode of this wave; what it does then is not looked at.
@@ -96,6 +97,14 @@ def _wave(
         obs, extras = step.obs, step.extras
         state = () if is_empty(act.state) else act.state
     return Episodes(returns, lengths, outcomes, _by_episode(rows, lengths.tolist()) if record else [])
+
+
+def _taken(action: Tensor, space: Any) -> Tensor:
+    """Return actions (N, ...) as the environment takes them: it holds those of a Box within the bounds."""
+    if not isinstance(space, spaces.Box):
+        return action
+    low, high = (torch.as_tensor(edge, dtype=action.dtype, device=action.device) for edge in (space.low, space.high))
+    return action.clamp(low, high)
 
 
 def _row(obs: Any, mask: Tensor | None, action: Tensor, step: Step) -> Steps:

@@ -123,3 +123,18 @@ def test_success_rate_comes_from_the_last_step_of_each_episode() -> None:
     vector = gym.vector.SyncVectorEnv([Successful] * 4, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     env = GymVector(vector, extras=("is_success",))
     assert evaluate(Still(env.spec), env, 11, 0)["success_rate"] == pytest.approx(6 / 11)
+
+
+class Settled(Successful):
+    """Lives on for ever, a success from its third step on."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, _, truncated, _ = super().step(action)
+        return obs, reward, False, truncated, {"is_success": self.value % 7 + 1 - self.left >= 3}
+
+
+@pytest.mark.parametrize(("max_steps", "rate"), [(2, 0.0), (5, 1.0)])
+def test_success_of_an_episode_cut_short_is_that_of_its_last_step(max_steps: int, rate: float) -> None:
+    vector = gym.vector.SyncVectorEnv([Settled] * 2, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    env = GymVector(vector, extras=("is_success",))
+    assert evaluate(Still(env.spec), env, 3, 0, max_steps)["success_rate"] == rate

@@ -17,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents.configs.policy import PPOConfig
+from agents.ppo import PPO
 from rlcore import api, build, recorded
 from rlcore import config as configs
 from rlcore.agent import Agent
 from rlcore.clock import Clock
-from rlcore.config import AgentConfig, DatasetConfig, EnvConfig
+from rlcore.config import AgentConfig, DatasetConfig, EnvConfig, NetworkConfig
 from rlcore.errors import UserError
 from rlcore.evaluation import play
 from rlcore.make import make_env
@@ -104,6 +106,21 @@ def test_an_episode_cut_by_max_steps_is_recorded_as_truncated() -> None:
     assert len(steps.reward) == 8
     assert steps.truncated.tolist() == [False, False, False, True] * 2
     assert not steps.terminated.any()
+
+
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_actions_outside_the_box_are_recorded_as_the_environment_clipped_them(backend: Any) -> None:
+    env = make_env("Pendulum-v1", 2, backend=backend)
+    agent = PPO(PPOConfig(network=NetworkConfig(kwargs={"hidden": [8]})), env.spec)
+    wide = {name: torch.full_like(x, 2.0) for name, x in agent.state_dict().items() if name.endswith("log_std")}
+    assert wide and not agent.load_state_dict(wide, strict=False).unexpected_keys
+    (steps, *_) = play(agent, env, 1, 5, max_steps=50, explore=True, record=True).steps
+    assert {-2.0, 2.0} <= set(steps.action.flatten().tolist()), "some are clipped on either side"
+    recorded.write("wide.npz", steps, env.spec)
+    assert recorded.read("wide.npz", env.spec).action.abs().max() == 2
+    cos, sin, speed = steps.obs.unbind(-1)
+    cost = torch.atan2(sin, cos).square() + 0.1 * speed.square() + 0.001 * steps.action[:, 0].square()
+    torch.testing.assert_close(steps.reward, -cost, msg="the recorded actions earn what was earned")
 
 
 class Many(gym.Env[Any, Any]):
