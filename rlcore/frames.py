@@ -123,8 +123,9 @@ class FrameBuffer(ReplayBuffer):
         running = ~self._fresh
         wrong = torch.zeros_like(running)
         for x, y, kept in zip(*map(leaves, (obs, next_obs, self._stacks(self._newest_frame, self._env))), strict=True):
-            wrong |= (x != kept).flatten(1).any(1) & running
-            wrong |= (x[:, 1:] != y[:, :-1]).flatten(1).any(1)
+            wrong |= _differ(x, kept) & running
+            if self.stack > 1:
+                wrong |= _differ(x[:, 1:], y[:, :-1])
         return wrong
 
     def _inspect(self) -> None:
@@ -205,3 +206,8 @@ class FrameBuffer(ReplayBuffer):
         self._fresh.copy_(state["fresh"])
         self._wrong.copy_(state["wrong"])
         tmap(lambda into, x: into[: len(x)].copy_(x), self._frames, state["frames"])
+
+
+def _differ(x: Tensor, y: Tensor) -> Tensor:
+    """Return whether rows (N, ...) differ anywhere, (N,) bool."""
+    return (x != y).view(torch.uint8).flatten(1).amax(1).bool()  # any() takes fifty times as long on a CPU

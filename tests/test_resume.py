@@ -42,6 +42,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn-sync": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "sync"}),
     "dqn-vector": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "vector"}),
     "dqn-n-step": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "agent.n_step": 3, "agent.target": "polyak"}),
+    "dqn-frames": (
+        "cartpole_dqn",
+        {
+            **REPLAY,
+            "budget.frames": 1500,
+            "env.backend": "sync",
+            "env.wrappers": [{"name": "FrameStackObservation", "stack_size": 4}],
+            "source.frame_stack": 4,
+        },
+    ),
     "dqn-lunar-lander": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "env.id": "LunarLander-v3"}),
     "dqn-atari": (
         "cartpole_dqn",
