@@ -90,7 +90,8 @@ class DiscreteHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
         """Return the policy of features (B, width), under an action mask (B, actions) of a Discrete space."""
-        return Categorical(self.logits(features).view(len(features), *self.shape), self.allowed if mask is None else mask)
+        logits = self.logits(features).view(len(features), *self.shape)
+        return Categorical(logits, self.allowed if mask is None else mask)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw what n samples need."""
@@ -109,7 +110,7 @@ class GaussianHead(nn.Module):
     def __init__(self, space: spaces.Box, width: int, log_std: float) -> None:
         super().__init__()
         low, high = torch.as_tensor(space.low).float(), torch.as_tensor(space.high).float()
-        bounded = low.isfinite() & high.isfinite()
+        bounded = low.isfinite() & high.isfinite() & (low < high)
         self.register_buffer("middle", torch.where(bounded, (low + high) / 2, 0.0), persistent=False)
         self.register_buffer("radius", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
         self.mean = orthogonal(nn.Linear(width, self.middle.numel()), 0.01)
