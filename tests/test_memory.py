@@ -37,7 +37,7 @@ def make(name: str, space: gym.Space[Any] = SPACE) -> Network:
     network = build_network(NetworkConfig(**NETWORKS[name]), space)
     with torch.no_grad():
         for p in network.parameters():
-            p.add_(0.3 * torch.randn(p.shape))  # away from zero biases, which hide mistakes
+            p.add_(0.1 * torch.randn(p.shape))  # away from zero biases, which hide mistakes
     return network
 
 
