@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.configs.offline import BCConfig, CQLConfig, IQLConfig
 from agents.continuous import ActionScale, StackedMLP
+from agents.distributions import TINY, Categorical, Gaussian
 from agents.networks import build_network
 from rlcore.errors import UserError
-from rlcore.losses import masked
 from rlcore.types import Spec
 
 LOG_STD = (-5.0, 2.0)
@@ -50,49 +51,48 @@ class Policy(nn.Module):
         UserError: the space is something else.
     """
 
+    allowed: Tensor
+
     def __init__(self, config: BCConfig | IQLConfig, spec: Spec) -> None:
         super().__init__()
         space = spec.action_space
         self.scale: ActionScale | None = None
         if isinstance(space, spaces.Box):
             self.scale = ActionScale(config.name, space)
-            outputs = len(self.scale.radius)
-            self.log_std = nn.Parameter(torch.zeros(outputs))
+            self.shape = (self.scale.radius.numel(),)
+            self.log_std = nn.Parameter(torch.zeros(self.shape))
         elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-            self.shape = space.shape or ()
-            self.sizes = (
-                [int(n) for n in space.nvec.flat] if isinstance(space, spaces.MultiDiscrete) else [int(space.n)]
-            )
-            outputs = sum(self.sizes)
+            sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)  # (*parts)
+            # Parts with fewer numbers than the largest never take the surplus ones.
+            allowed = torch.as_tensor(sizes[..., None] > np.arange(sizes.max()))
+            self.register_buffer("allowed", allowed, persistent=False)
+            self.shape = tuple(allowed.shape)  # (*parts, A)
         else:
             wanted = "Discrete, MultiDiscrete or a bounded Box"
             raise UserError(f"agent '{config.name}' cannot serve action space {space}; expected {wanted}")
-        self.outputs = outputs
-        self.net = Heads(config, spec, outputs)
+        self.outputs = math.prod(self.shape)
+        self.net = Heads(config, spec, self.outputs)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return what `sample` needs for n rows, (n, outputs)."""
+        """Return what `sample` needs for n rows."""
         draw = torch.rand if self.scale is None else torch.randn
-        return draw(n, self.outputs, generator=generator, device=generator.device)
+        noise = draw(n, *self.shape, generator=generator, device=generator.device)
+        return noise.clamp_min_(TINY) if self.scale is None else noise
+
+    def distribution(self, obs: Any, mask: Tensor | None = None) -> Categorical | Gaussian:
+        """Return pi(.|obs), under a mask (B, actions) of a Discrete space; of a Box, over actions in [-1, 1]."""
+        x = self.net(obs).view(-1, *self.shape)  # (B, ...)
+        if self.scale is not None:
+            return Gaussian(x.tanh(), self.log_std.clamp(*LOG_STD))
+        return Categorical(x, self.allowed if mask is None else mask)
 
     def log_prob(self, obs: Any, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return log pi(action|obs) (B,); of a Box, the density of actions scaled to [-1, 1]."""
-        x = self.net(obs).squeeze(0)  # (B, outputs)
-        if self.scale is not None:
-            log_std = self.log_std.clamp(*LOG_STD)
-            z = (self.scale.from_env(action) - x.tanh()) * (-log_std).exp()
-            return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
-        chosen = action.reshape(len(action), -1, 1).unbind(1)
-        parts = zip(masked(x, mask).split(self.sizes, -1), chosen, strict=True)
-        return torch.stack([part.log_softmax(-1).gather(-1, a).squeeze(-1) for part, a in parts]).sum(0)
+        action = action if self.scale is None else self.scale.from_env(action)
+        return self.distribution(obs, mask).log_prob(action)
 
     def sample(self, obs: Any, noise: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Return actions (B, ...) drawn from the policy; without noise, its mode."""
-        x = self.net(obs).squeeze(0)  # (B, outputs)
-        if self.scale is not None:
-            a = x.tanh() if noise is None else x.tanh() + self.log_std.clamp(*LOG_STD).exp() * noise
-            return self.scale.to_env(a)
-        if noise is not None:  # the largest of logits plus Gumbel noise is a draw from their softmax
-            x = x - (-noise.clamp(1e-20, 1 - 1e-7).log()).log()
-        best = [part.argmax(-1) for part in masked(x, mask).split(self.sizes, -1)]
-        return torch.stack(best, -1).view(-1, *self.shape)
+        policy = self.distribution(obs, mask)
+        action = policy.mode() if noise is None else policy.sample(noise)
+        return action if self.scale is None else self.scale.to_env(action)

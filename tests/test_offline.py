@@ -22,6 +22,7 @@ from agents.cql import CQL, ContinuousCQL, DiscreteCQL
 from agents.iql import IQL, advantage_weight, expectile_loss
 from rlcore import config as configs
 from rlcore import recorded, registry
+from rlcore.clock import Clock
 from rlcore.errors import UserError
 from rlcore.make import make_env
 from rlcore.recorded import Steps
@@ -83,7 +84,8 @@ def slow_log_prob(agent: Any, i: int, t: Transition) -> Tensor:
             x = torch.where(t.extras["action_mask"][i], x, torch.tensor(-1e9))
         return Categorical(logits=x).log_prob(t.action[i])
     if isinstance(space, spaces.MultiDiscrete):
-        return Categorical(logits=x[:2]).log_prob(t.action[i, 0]) + Categorical(logits=x[2:]).log_prob(t.action[i, 1])
+        # x[2] is the logit of a third number that the first part lacks.
+        return Categorical(logits=x[:2]).log_prob(t.action[i, 0]) + Categorical(logits=x[3:]).log_prob(t.action[i, 1])
     low, high = torch.tensor(space.low), torch.tensor(space.high)
     scaled = 2 * (t.action[i] - low) / (high - low) - 1
     return Normal(x.tanh(), agent.policy.log_std.exp()).log_prob(scaled).sum()
@@ -117,9 +119,9 @@ def test_exploring_policies_draw_from_their_distribution(spec: Spec) -> None:
         assert torch.allclose(inside, middle + torch.tensor([2.0, 1.5]) * x.tanh())
         assert torch.allclose(action.median(0).values, inside, atol=0.05)
         return
-    first = x[: agent.policy.sizes[0]].softmax(-1)
-    seen = action.view(n, -1)[:, 0].bincount() / n
-    assert torch.allclose(seen, first, atol=0.01)
+    parts = [x] if spec is DISCRETE else [x[:2], x[3:]]
+    for part, taken in zip(parts, action.view(n, -1).unbind(1), strict=True):
+        assert torch.allclose(taken.bincount() / n, part.softmax(-1), atol=0.01)
 
 
 def test_masked_actions_are_never_chosen() -> None:
@@ -245,6 +247,70 @@ def test_a_deep_copy_acts_and_learns_alike(name: str, spec: Spec) -> None:
     assert torch.equal(copied.loss(b).total, agent.loss(b).total)
     acted = (a.act(b.data.obs, (), {}, {}, explore=False).action for a in (agent, copied))
     assert torch.equal(*acted)
+
+
+EVERY = [(name, spec) for name in ("cql", "iql") for spec in (DISCRETE, BOX)]
+IDS = [f"{name}-{'box' if spec is BOX else 'discrete'}" for name, spec in EVERY]
+
+
+@pytest.mark.parametrize(("name", "spec"), EVERY, ids=IDS)
+def test_targets_follow_by_polyak_at_every_update(name: str, spec: Spec) -> None:
+    agent = registry.find("agents", name)(configs.agent_config(name)(**TINY, tau=0.25), spec)
+    pair = (agent.target, agent.online) if hasattr(agent, "online") else (agent.target_critic, agent.critic)
+    for p in pair[1].parameters():
+        torch.nn.init.normal_(p)
+    old, online = ([p.clone() for p in network.parameters()] for network in pair)
+    agent.after_update(Clock(10, 10))
+    for p, was, q in zip(pair[0].parameters(), old, online, strict=True):
+        assert not torch.equal(was, q)
+        torch.testing.assert_close(p.data, torch.lerp(was, q, 0.25))
+    assert all(torch.equal(p, q) for p, q in zip(pair[1].parameters(), online, strict=True))
+
+
+@pytest.mark.parametrize(("name", "spec"), [("bc", DISCRETE), ("bc", BOX), *EVERY], ids=["bc-discrete", "bc-box", *IDS])
+def test_observations_are_normalised_wherever_they_are_read(name: str, spec: Spec) -> None:
+    make, options = registry.find("agents", name), configs.agent_config(name)
+    plain, normalised = (make(options(hidden=(8,), normalize_obs=x), spec) for x in (False, True))
+    assert not normalised.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    raw = 5 + 3 * torch.randn(500, 3, generator=torch.Generator().manual_seed(3))
+    normalised.observe(raw)
+    b = batch(spec, agent=plain)  # what reaches the networks
+    mean, deviation = raw.mean(0), raw.std(0, correction=0)
+    seen = b._replace(
+        data=b.data._replace(obs=mean + deviation * b.data.obs, next_obs=mean + deviation * b.data.next_obs)
+    )
+    wanted, got = plain.loss(b), normalised.loss(seen)
+    torch.testing.assert_close(got.total, wanted.total, rtol=1e-4, atol=1e-4)
+    for metric, x in wanted.metrics.items():
+        torch.testing.assert_close(got.metrics[metric], x, rtol=1e-4, atol=1e-4)
+    noise = plain.noise("act", 16, torch.Generator().manual_seed(0))
+    for explore in (False, True):
+        acted = (
+            a.act(o, (), {}, noise, explore=explore).action
+            for a, o in ((plain, b.data.obs), (normalised, seen.data.obs))
+        )
+        torch.testing.assert_close(*acted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_boxes_of_any_shape_are_served(shape: tuple[int, ...]) -> None:
+    spec = Spec(OBS, spaces.Box(-2, 2, shape))
+    for name in ("bc", "cql", "iql"):
+        agent = registry.find("agents", name)(configs.agent_config(name)(**TINY), spec)
+        b = batch(spec, agent=agent)
+        assert agent.loss(b).total.shape == ()
+        noise = agent.noise("act", 16, torch.Generator().manual_seed(0))
+        for explore in (False, True):
+            action = agent.act(b.data.obs, (), {}, noise, explore=explore).action.detach().numpy()
+            assert action.shape == (16, *shape) and all(spec.action_space.contains(np.asarray(a)) for a in action)
+
+
+@pytest.mark.parametrize("name", ["bc", "cql", "iql"])
+def test_a_box_of_whole_numbers_is_refused_in_one_sentence(name: str) -> None:
+    space = spaces.Box(0, 5, (2,), np.int32)
+    with pytest.raises(UserError) as told:
+        registry.find("agents", name)(configs.agent_config(name)(**TINY), Spec(OBS, space))
+    assert str(told.value) == f"agent '{name}' cannot serve action space {space}; expected a bounded Box of floats"
 
 
 def test_spaces_and_networks_that_cannot_be_served_are_told() -> None:

@@ -35,6 +35,13 @@ class CQLConfig(SACConfig):
 
     name: Literal["cql"] = Field(default="cql", description="conservative Q-learning")  # pyright: ignore[reportIncompatibleVariableOverride]
     normalize_obs: bool = Field(default=True, description="scale observations by the data's mean and deviation")
+    temperature: float = Field(
+        default=1.0, gt=0, description="weight of the entropy at the start; it is learnt; for a Box"
+    )
+    target_entropy: float | None = Field(
+        default=None,
+        description="nats that the temperature aims at, of actions scaled to [-1, 1] [-number of actions]; for a Box",
+    )
     alpha: float = Field(default=1.0, ge=0, description="weight of the conservative term; 0: plain Q-learning")
     samples: int = Field(
         default=10, ge=1, description="random actions, and as many of the policy, in that term; for a Box"
