@@ -100,6 +100,23 @@ def test_the_layers_are_the_published_ones() -> None:
     assert next(m for m in minatar.modules() if isinstance(m, nn.Linear)).in_features == 8 * 8 * 16
 
 
+@pytest.mark.parametrize(
+    ("name", "space"), [("nature_cnn", image(4, 84, 84)), ("impala_cnn", image(10, 12, 3)), ("minatar_cnn", PLANES)]
+)
+def test_normalised_features_do_not_depend_on_the_scale_of_any_layer(name: str, space: gym.Space[Any]) -> None:
+    network, plain = make(name, space, layer_norm=True), make(name, space)
+    obs = sample(space, 3)
+    with torch.no_grad():
+        before, raw = network(obs), plain(obs)
+        for net in (network, plain):
+            for module in net.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    for parameter in module.parameters():
+                        parameter *= 5
+        torch.testing.assert_close(network(obs), before, rtol=0.05, atol=0.02)
+        assert plain(obs).norm() > 4.9 * raw.norm()
+
+
 def test_a_residual_block_is_the_identity_plus_its_layers() -> None:
     network = make("impala_cnn", image(8, 8, 3))
     block: Any = next(m for m in network.modules() if type(m).__name__ == "Residual")

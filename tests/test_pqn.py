@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -254,6 +255,22 @@ def test_the_start_states_value_is_value_iterations(env_id: str, gamma: float, m
     start = torch.tensor([int(env.reset(seed=0)[0])])
     value = trainer.agent.act(start, (), {}, {}, explore=False).extras["q"].max().item()
     assert value == pytest.approx(optimal_value(env, gamma), rel=0.05)
+
+
+RECIPES = [path.stem for path in sorted(configs.recipes().glob("*.yaml")) if "name: pqn" in path.read_text()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_normalises_before_each_activation(recipe: str) -> None:
+    config = configs.validate(configs.read(recipe))
+    assert config.agent.name == "pqn"
+    env = build.env(config.env, num_envs=1)
+    network: Any = build.agent(config, env.spec)
+    layers = [m for m in network.q.modules() if not list(m.children())]
+    before = [type(one).__name__ for one, two in pairwise(layers) if isinstance(two, torch.nn.ReLU)]
+    assert len(before) >= 2
+    assert set(before) <= {"LayerNorm", "GroupNorm"}
+    env.close()
 
 
 TINY: dict[str, Any] = {

@@ -23,16 +23,20 @@ class Convolutional(Network):
         shape: of one image.
         channels_last: whether the shape is (H, W, C).
         features: width of the last layer.
+        layer_norm: normalise that layer's outputs before its activation.
     """
 
-    def __init__(self, convolutions: nn.Module, shape: tuple[int, ...], channels_last: bool, features: int) -> None:
+    def __init__(
+        self, convolutions: nn.Module, shape: tuple[int, ...], channels_last: bool, features: int, layer_norm: bool
+    ) -> None:
         super().__init__()
         if isinstance(features, bool) or not isinstance(features, int) or features < 1:
             raise UserError(f"network.kwargs.features: got {features!r}, expected a positive integer")
         self.channels_last = channels_last
         with torch.no_grad():
             width = convolutions(self._channels_first(torch.zeros(1, *shape))).flatten(1).shape[1]
-        self.layers = nn.Sequential(convolutions, nn.Flatten(), nn.Linear(width, features), nn.ReLU())
+        norm = [nn.LayerNorm(features)] if layer_norm else []
+        self.layers = nn.Sequential(convolutions, nn.Flatten(), nn.Linear(width, features), *norm, nn.ReLU())
         self.out_features = features
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -41,6 +45,11 @@ class Convolutional(Network):
 
     def _channels_first(self, x: Tensor) -> Tensor:
         return x.movedim(-1, 1) if self.channels_last else x
+
+
+def convolution(layer: nn.Conv2d, layer_norm: bool) -> list[nn.Module]:
+    """Return the layer, followed, if asked, by layer normalisation over its channels, rows and columns."""
+    return [layer, nn.GroupNorm(1, layer.out_channels)] if layer_norm else [layer]
 
 
 def layout(space: gym.Space[Any], name: str) -> tuple[tuple[int, ...], int, bool]:
@@ -62,27 +71,30 @@ class NatureCNN(Convolutional):
     Args:
         space: uint8 images, (C, H, W) stacks of frames or (H, W, C) with C of 1, 3 or 4, at least 36 x 36 pixels.
         features: width of the last layer.
+        layer_norm: normalise before each activation.
     """
 
-    def __init__(self, space: gym.Space[Any], features: int = 512) -> None:
+    def __init__(self, space: gym.Space[Any], features: int = 512, layer_norm: bool = False) -> None:
         shape, channels, last = layout(space, "nature_cnn")
         if min(shape[:2] if last else shape[1:]) < 36:
             raise UserError(f"network 'nature_cnn' got images of {shape}; expected at least 36 x 36 pixels")
         convolutions = nn.Sequential(
-            nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(),
+            *convolution(nn.Conv2d(channels, 32, 8, stride=4), layer_norm), nn.ReLU(),
+            *convolution(nn.Conv2d(32, 64, 4, stride=2), layer_norm), nn.ReLU(),
+            *convolution(nn.Conv2d(64, 64, 3, stride=1), layer_norm), nn.ReLU(),
         )  # fmt: skip
-        super().__init__(convolutions, shape, last, features)
+        super().__init__(convolutions, shape, last, features, layer_norm)
 
 
 class Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))): (B, channels, H, W) -> the same."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, layer_norm: bool) -> None:
         super().__init__()
-        convolutions = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.layers = nn.Sequential(*(layer for conv in convolutions for layer in (nn.ReLU(), conv)))
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.ReLU(), *convolution(nn.Conv2d(channels, channels, 3, padding=1), layer_norm)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum."""
@@ -96,18 +108,19 @@ class ImpalaCNN(Convolutional):
         space: uint8 images of any size, (C, H, W) stacks of frames or (H, W, C) with C of 1, 3 or 4.
         features: width of the last layer.
         width: factor on the channels, which are 16, 32 and 32.
+        layer_norm: normalise what every convolution, and the last layer, returns.
     """
 
-    def __init__(self, space: gym.Space[Any], features: int = 256, width: int = 1) -> None:
+    def __init__(self, space: gym.Space[Any], features: int = 256, width: int = 1, layer_norm: bool = False) -> None:
         shape, channels, last = layout(space, "impala_cnn")
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise UserError(f"network.kwargs.width: got {width!r}, expected a positive integer")
         layers: list[nn.Module] = []
         for out in (16 * width, 32 * width, 32 * width):
-            pool = nn.MaxPool2d(3, stride=2, padding=1)
-            layers += [nn.Conv2d(channels, out, 3, padding=1), pool, Residual(out), Residual(out)]
+            layers += convolution(nn.Conv2d(channels, out, 3, padding=1), layer_norm)
+            layers += [nn.MaxPool2d(3, stride=2, padding=1), Residual(out, layer_norm), Residual(out, layer_norm)]
             channels = out
-        super().__init__(nn.Sequential(*layers, nn.ReLU()), shape, last, features)
+        super().__init__(nn.Sequential(*layers, nn.ReLU()), shape, last, features, layer_norm)
 
 
 class MinAtarCNN(Convolutional):
@@ -116,13 +129,14 @@ class MinAtarCNN(Convolutional):
     Args:
         space: planes (H, W, C) of zeros and ones, bool or float, one for each kind of object; at least 3 x 3.
         features: width of the last layer.
+        layer_norm: normalise before each activation.
     """
 
-    def __init__(self, space: gym.Space[Any], features: int = 128) -> None:
+    def __init__(self, space: gym.Space[Any], features: int = 128, layer_norm: bool = False) -> None:
         planes = isinstance(space, spaces.Box) and len(space.shape) == 3 and min(space.shape[:2]) >= 3
         if not planes or is_image(space):
             raise UserError(f"network 'minatar_cnn' cannot read observation space {space}; expected bool or float "
                             "planes (H, W, C) of at least 3 x 3")  # fmt: skip
         assert space.shape is not None
-        convolutions = nn.Sequential(nn.Conv2d(space.shape[2], 16, 3), nn.ReLU())
-        super().__init__(convolutions, space.shape, True, features)
+        convolutions = nn.Sequential(*convolution(nn.Conv2d(space.shape[2], 16, 3), layer_norm), nn.ReLU())
+        super().__init__(convolutions, space.shape, True, features, layer_norm)
