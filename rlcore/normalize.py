@@ -111,9 +111,14 @@ class RewardScale(nn.Module):
         self.returns = Moments()
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))  # R of the running episodes
 
+    def forward(self, reward: Tensor) -> Tensor:
+        """Return rewards, of any shape, divided by the deviation learnt so far and clipped."""
+        scale = (self.returns.variance() + 1e-8).rsqrt()
+        return (reward * scale.float()).clamp(-10, 10)
+
     @torch.no_grad()
-    def forward(self, reward: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> Tensor:
-        """Learn from one step of every environment and return its rewards (N,) scaled.
+    def observe(self, reward: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> None:
+        """Learn from one step of every environment.
 
         Args:
             reward: (N,).
@@ -124,5 +129,3 @@ class RewardScale(nn.Module):
         self.running.copy_(torch.where(valid, gamma * self.running + reward, self.running))
         self.returns.update(self.running, valid)
         self.running.masked_fill_(ended & valid, 0.0)
-        scale = (self.returns.variance() + 1e-8).rsqrt()
-        return (reward * scale.float()).clamp(-10, 10)

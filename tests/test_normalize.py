@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from rlcore.agent import Agent
 from rlcore.clock import Clock
-from rlcore.config import Reward, RolloutConfig
+from rlcore.config import ReplayConfig, Reward, RolloutConfig
 from rlcore.native import BatchedEnv
 from rlcore.normalize import Moments, Normalizer, RewardScale
-from rlcore.sources import Rollout
+from rlcore.sources import Replay, Rollout
 from rlcore.targets import hard_update, polyak_update
 from rlcore.types import Act, Batch, Loss
 from rlcore.vector import Autoreset
@@ -121,7 +121,9 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_returns() -> Non
     scale, running, seen = RewardScale(n), np.zeros(n), []
     for _ in range(steps):
         reward, ended, valid = rng.normal(5, 2, n), rng.random(n) < 0.2, rng.random(n) < 0.8
-        out = scale(*(torch.tensor(x) for x in (reward.astype(np.float32), ended, valid)), gamma)
+        raw = torch.tensor(reward.astype(np.float32))
+        scale.observe(raw, torch.tensor(ended), torch.tensor(valid), gamma)
+        out = scale(raw)
         for i in range(n):  # the slow way
             if valid[i]:
                 running[i] = gamma * running[i] + np.float32(reward[i])
@@ -200,3 +202,55 @@ def test_sources_transform_what_is_learnt_from_and_nothing_else(kind: Reward, mo
     continued = agent.rollout
     list(other.collect(agent, clock))
     assert torch.equal(continued.reward, agent.rollout.reward)
+
+
+class Steady(Payday):
+    """Reward 1 at every step."""
+
+    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state, reward, terminated = super().dynamics(state, action)
+        return state, torch.ones_like(reward), terminated
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+@pytest.mark.parametrize("n_step", [1, 2])
+def test_replay_scales_by_the_present_deviation_what_was_stored_long_ago(n_step: int, prioritized: bool) -> None:
+    config = ReplayConfig(learning_starts=1996, updates_per_frame=0.25, reward="normalize", prioritized=prioritized)
+    source, agent, clock = Replay(Steady(4, "same_step"), config, seed=0), Still(None, None), Clock(2000, 2000)  # type: ignore[arg-type]
+    agent.gamma, agent.n_step = 0.5, n_step
+    batches = [batch for _ in range(500) for batch in source.collect(agent, clock)]
+    assert len(batches) == 1
+    returns = torch.tensor([1, 1.5, 1.75, 1.875])
+    scale = 1 / returns.std(unbiased=False)
+    sums = batches[0].data.reward / scale
+    allowed = torch.tensor([1.0] if n_step == 1 else [1.0, 1.5])  # 1 at the end of an episode
+    assert (sums[:, None] - allowed).abs().amin(1).max() < 1e-5
+    assert len(sums.round(decimals=3).unique()) == len(allowed)
+
+
+def test_sequences_from_replay_are_scaled_too() -> None:
+    config = ReplayConfig(learning_starts=1996, updates_per_frame=0.25, reward="normalize")
+    agent, env = Still(None, None), Steady(4, "same_step")  # type: ignore[arg-type]
+    agent.gamma, agent.sequence = 0.5, 3
+    source, clock = Replay(env, config, seed=0, agent=agent), Clock(2000, 2000)
+    batches = [batch for _ in range(500) for batch in source.collect(agent, clock)]
+    scale = 1 / torch.tensor([1, 1.5, 1.75, 1.875]).std(unbiased=False)
+    torch.testing.assert_close(batches[0].data.reward, scale.expand(3, 128))
+
+
+def test_without_the_environments_state_the_running_returns_begin_anew() -> None:
+    def make() -> Replay:
+        return Replay(Steady(4, "same_step"), ReplayConfig(learning_starts=100, reward="normalize"), seed=0)
+
+    source, agent, clock = make(), Still(None, None), Clock(2000, 2000)  # type: ignore[arg-type]
+    for _ in range(6):
+        assert not list(source.collect(agent, clock))
+    saved = copy.deepcopy(source.state_dict())
+    assert saved["scale"]["running"].gt(1).all()
+    kept, fresh = make(), make()
+    kept.load_state_dict(copy.deepcopy(saved))
+    assert torch.equal(kept.scale.running, saved["scale"]["running"])
+    saved["actor"]["env"] = None
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh.scale.running, torch.zeros(4, dtype=torch.float64))
+    assert fresh.scale.returns.count == 24, "what was learnt of returns is kept"

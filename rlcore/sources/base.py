@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +77,8 @@ class Acting(Source):
     logged and evaluated stays raw.
     """
 
+    stores: ClassVar[bool] = False  # True: rewards are kept unscaled, and scaled when they are drawn
+
     def __init__(self, env: VectorEnv, seed: int, reward: Reward = "raw") -> None:
         super().__init__(env, seed)
         self.actor = Actor(env, seed)
@@ -84,7 +86,7 @@ class Acting(Source):
         self.scale = RewardScale(env.num_envs).to(env.device)
 
     def act(self, agent: Agent, clock: Clock, random: bool = False) -> Acted:
-        """Act once in every environment and count the frames; the step's reward is the one to learn from."""
+        """Act once in every environment and count the frames; the step's reward is the one to keep."""
         acted = self.actor.step(agent, self.knobs, random)
         valid = acted.step.valid
         clock.frames += self.env.num_envs if self.env.always_valid else int(valid.sum())
@@ -97,7 +99,8 @@ class Acting(Source):
     def _transformed(self, step: Step, gamma: float) -> Step:
         if self.reward == "sign":
             return step._replace(reward=step.reward.sign())
-        return step._replace(reward=self.scale(step.reward, step.terminated | step.truncated, step.valid, gamma))
+        self.scale.observe(step.reward, step.terminated | step.truncated, step.valid, gamma)
+        return step if self.stores else step._replace(reward=self.scale(step.reward))
 
     def statistics(self) -> dict[str, float]:
         """Return the mean return and length of the episodes finished since the last call."""

@@ -25,6 +25,9 @@ from rlcore.vector import VectorEnv
 class Replay(Acting):
     """Act, store, sample. The ratio of updates to frames is the configured one for any number of environments.
 
+    Normalised rewards are stored as they are and divided by the present deviation when they are drawn, n-step sums as
+    a whole: a stored scale would be that of a policy, and of an estimate, long gone.
+
     Args:
         env: is stepped.
         config: what is stored and how it is sampled.
@@ -35,6 +38,8 @@ class Replay(Acting):
     Raises:
         UserError: the settings do not fit one another, the agent or the environment.
     """
+
+    stores = True
 
     def __init__(
         self, env: VectorEnv, config: ReplayConfig, seed: int, save_buffer: bool = True, agent: Agent | None = None
@@ -101,11 +106,14 @@ class Replay(Acting):
         else:
             index = self.buffer.draw(count, self.rng, max(1, self.sequence))
         if self.sequence:
-            return [(self.buffer.sequences(index, self.sequence)._replace(weight=weight), index)]
-        data = self.buffer.gather(index, agent.gamma, agent.n_step)._replace(weight=weight)
+            return [(self._scaled(self.buffer.sequences(index, self.sequence)._replace(weight=weight)), index)]
+        data = self._scaled(self.buffer.gather(index, agent.gamma, agent.n_step)._replace(weight=weight))
         if self.hindsight:
             data = self.hindsight.relabel(data, index, agent.gamma, self.rng)
         return split(data, index, batches)
+
+    def _scaled(self, data: Any) -> Any:
+        return data._replace(reward=self.scale(data.reward)) if self.reward == "normalize" else data
 
     def feedback(self, batch: Batch, out: Loss) -> None:
         """Set the priorities of the batch's items.
