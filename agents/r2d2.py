@@ -100,7 +100,11 @@ class R2D2(Agent):
         action, extras = q.argmax(-1), {"q": q}
         if explore:
             action, extras = epsilon_greedy(q, knobs["epsilon"], noise["coin"], noise["scores"], mask), {}
-        return Act(action, {"memory": memory, "action": action + 1}, extras)
+        return Act(action, self.took({"memory": memory}, action), extras)
+
+    def took(self, state: Any, action: Tensor) -> dict[str, Any]:
+        """Return the memory after an act, the action among it."""
+        return {"memory": state["memory"], "action": action + 1}
 
     def loss(self, batch: Batch) -> Loss:
         c, first = self.config, begins(batch.data)

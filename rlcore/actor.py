@@ -100,7 +100,8 @@ class Actor:
         with torch.inference_mode():
             act = agent.act(self.obs, self.state, knobs, noise, mask)
         if random:
-            act = act._replace(action=random_actions(self.env.spec.action_space, n, self.rng, mask))
+            action = random_actions(self.env.spec.action_space, n, self.rng, mask)
+            act = act._replace(action=action, state=agent.took(act.state, action))
         step = self.env.step(act.action)
         self.episodes.add(step)
         acted = Acted(self.obs, self.state, self.extras, act, step)

@@ -72,6 +72,10 @@ class Agent(nn.Module, ABC):
             explore: False in evaluation: act greedily and deterministically.
         """
 
+    def took(self, state: Any, action: Tensor) -> Any:
+        """Return the memory ``state`` (N, ...) after an act whose action the source replaced by ``action`` (N, ...)."""
+        return state
+
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch, summed over its items."""

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from agents.configs.value import R2D2Config
 from agents.r2d2 import R2D2, begins, rescale, unscale
+from envs.cartpole import CartPole
 from rlcore.clock import Clock
-from rlcore.config import NetworkConfig
+from rlcore.config import NetworkConfig, ReplayConfig
 from rlcore.errors import UserError
+from rlcore.sources import Replay
 from rlcore.testing import check_agent
 from rlcore.tree import tmap
 from rlcore.types import Batch, Rollout, Spec
@@ -265,3 +267,22 @@ def test_the_target_network_follows_by_frames_or_by_updates(target: str) -> None
 def test_a_space_it_cannot_serve_gets_one_sentence_naming_both() -> None:
     with pytest.raises(UserError, match=r"agent 'r2d2' cannot serve action space Box.*; expected Discrete"):
         R2D2(R2D2Config(), SPEC._replace(action_space=spaces.Box(-1, 1, (2,))))
+
+
+@pytest.mark.parametrize("learning_starts", [0, 1000])
+def test_the_stored_action_before_is_the_one_taken_at_random_too(learning_starts: int) -> None:
+    env = CartPole(4)
+    torch.manual_seed(0)
+    config = R2D2Config(network=NetworkConfig(**NETWORKS["gru"]), last_action=True, burn_in=0, length=60)
+    agent, clock = R2D2(config, env.spec), Clock(10**6, 10**6)
+    # With the ratio of 1e-6 nothing is learnt.
+    replay = ReplayConfig(learning_starts=learning_starts, updates_per_frame=1e-6)
+    source = Replay(env, replay, seed=0, agent=agent)
+    for _ in range(60):
+        assert not list(source.collect(agent, clock))
+    s = source.buffer.sequences(torch.arange(4), 60)  # from the first step of every environment on
+    before = source.buffer.select("state", torch.arange(240))["action"].view(60, 4)
+    ended = s.terminated | s.truncated
+    assert s.valid.all() and ended.any() and len(s.action.unique()) == 2
+    assert torch.equal(before[0], torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(before[1:], torch.where(ended[:-1], 0, s.action[:-1] + 1))

@@ -237,6 +237,54 @@ def test_without_its_buffer_a_source_starts_new_ones_and_says_nothing_wrong() ->
     assert source.nbytes() == 0
 
 
+def test_a_resume_without_the_buffer_fills_a_new_one_before_it_learns_at_the_configured_ratio() -> None:
+    config = ReplayConfig(capacity=600, batch_size=4, learning_starts=48, updates_per_frame=0.5)
+
+    def make() -> Replay:
+        return Replay(CartPole(4), config, seed=0, save_buffer=False)
+
+    one, clock = make(), Clock(10**6, 10**6)
+    agent = dqn(one)
+    assert len(run(one, agent, 50, clock)) == (200 - 48) / 2
+    other, late = make(), Clock(10**6, 10**6)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    late.load_state_dict(clock.state_dict())
+    assert run(other, agent, 12, late) == [], "the next 48 frames fill the buffer"
+    assert late.frames == 248
+    for iteration in range(1, 20):
+        batches = run(other, agent, 1, late)
+        assert len(batches) == 2, f"iteration {iteration} of 4 frames at half an update a frame"
+
+
+class Forbidding(Counting):
+    """Allows at step t but one of five actions, (episode + t) % 5."""
+
+    action_space = spaces.Discrete(5)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        return obs, info | {"action_mask": self._mask()}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *outcome, info = super().step(action)
+        return *outcome, info | {"action_mask": self._mask()}  # type: ignore[return-value]
+
+    def _mask(self) -> np.ndarray:
+        return (np.arange(5) == (self.episode + self.at) % 5).astype(np.int8)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_actions_before_learning_starts_respect_the_action_mask(mode: Any) -> None:
+    vector = GymVector(gym.vector.SyncVectorEnv([Forbidding] * 3, autoreset_mode=mode))
+    source = Replay(vector, ReplayConfig(capacity=300, learning_starts=10_000), seed=0)
+    run(source, dqn(source), 40)
+    count = len(source.buffer)
+    data = source.buffer.gather(torch.arange(count), 1.0)
+    assert count > 80 and len(data.action.unique()) == 5
+    assert torch.equal(data.action, data.obs.sum(1).long() % 5)
+    assert data.extras["action_mask"].gather(1, data.action[:, None]).all()
+
+
 def test_random_actions_are_uniform_in_every_space_and_respect_masks() -> None:
     rng = torch.Generator().manual_seed(0)
     counts = torch.bincount(random_actions(spaces.Discrete(3), 6000, rng), minlength=3)

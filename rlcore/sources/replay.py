@@ -64,6 +64,8 @@ class Replay(Acting):
             if self.sequence or config.reward != "raw":
                 wrong = "sequences" if self.sequence else f"source.reward: {config.reward}"
                 raise UserError(f"source.hindsight: got {config.hindsight:g}, expected 0 with {wrong}")
+        if agent:
+            self._check(agent)
         self.beta = 0.0  # of the batches being drawn
         self.steps = max(1, config.frames_per_iteration // env.num_envs)
         self.starts = config.learning_starts  # frames at which learning starts, or starts again
@@ -73,7 +75,7 @@ class Replay(Acting):
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for an iteration's frames, then yield the updates that have come due."""
         config = self.config
-        self._check(agent)
+        self._check(agent)  # it may be another than the source was built with
         knobs = self.annealed(agent, clock)
         if self._lost:  # fill the new buffer before learning from it
             self.starts, self.updates, self._lost = clock.frames + config.learning_starts, 0, False
