@@ -138,12 +138,13 @@ def action_head(space: gym.Space[Any], width: int, agent: str, log_std: float = 
     Raises:
         UserError: the space is another.
     """
-    if isinstance(space, spaces.Box):
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return GaussianHead(space, width, log_std)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return DiscreteHead(space, width)
     raise UserError(
-        f"agent '{agent}' cannot serve action space {space}; expected Discrete, MultiDiscrete, MultiBinary or Box"
+        f"agent '{agent}' cannot serve action space {space}; expected Discrete, MultiDiscrete, MultiBinary or a Box of "
+        "floats"
     )
 
 

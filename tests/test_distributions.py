@@ -137,5 +137,7 @@ def test_orthogonal_initialisation() -> None:
 
 
 def test_other_spaces_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot serve action space Box.*int64.*expected.*Box of floats"):
+        action_head(spaces.Box(0, 3, (1,), np.int64), 4, "ppo")
     with pytest.raises(UserError, match=r"agent 'ppo' cannot serve action space Text.*expected Discrete"):
         action_head(spaces.Text(3), 4, "ppo")
