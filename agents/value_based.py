@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.configs.value import ValueConfig
+from agents.configs.value import Epsilon, ValueConfig
 from agents.networks import build_network
 from agents.networks.encode import Network
 from agents.networks.heads import Heads
@@ -28,6 +28,7 @@ from rlcore.clock import Clock
 from rlcore.errors import UserError
 from rlcore.exploration import epsilon_greedy
 from rlcore.normalize import Normalizer
+from rlcore.schedules import Schedule
 from rlcore.targets import hard_update, polyak_update
 from rlcore.tree import tmap
 from rlcore.types import Act, Batch, Loss, Rollout, Spec, Transition
@@ -75,7 +76,10 @@ class ValueAgent(Agent):
         """Compare the values of the actions taken with their targets; observations are normalised already."""
 
     def schedules(self) -> dict[str, Any]:
-        return {"epsilon": self.config.epsilon}
+        if self.config.epsilon is not None:
+            return {"epsilon": self.config.epsilon}
+        # Resolved here, not in the settings: those that a run keeps may be taken up again without noise, or with it.
+        return {"epsilon": Schedule(start=0.0) if self.config.noisy else Epsilon()}
 
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw coins to act; for noisy layers each row its own, and in a loss each network its own."""

@@ -63,8 +63,6 @@ def test_help_lists_every_field_with_its_meaning_and_its_own_default(command: Co
         for source in configs.agent_config(agent).learns_from:
             config = configs.validate({"agent": {"name": agent}, "source": {"name": source}})
             for dotted, default in configs.flatten(config.model_dump()).items():
-                if getattr(config.agent, "noisy", False) and dotted.startswith("agent.epsilon."):
-                    continue  # 0 with noisy layers, as the text of agent.epsilon says
                 kwargs = ".kwargs." in dotted  # keywords are described as one
                 name = dotted.split(".kwargs.")[0] + ".kwargs" if kwargs else dotted
                 assert f"--{name}" in lines, f"{name} is not in the help"

@@ -122,7 +122,7 @@ def test_another_network_source_or_environment_by_name_drops_the_old_ones_option
 
 def test_a_field_left_out_of_a_mapping_has_the_default_that_the_help_shows() -> None:
     config = configs.validate({"agent": {"epsilon": {"end": 0.2}}, "source": {"capacity": 7}})
-    assert config.agent.epsilon == Schedule(kind="linear", start=1.0, end=0.2, fraction=0.2)
+    assert config.agent.epsilon.model_dump() == Schedule(kind="linear", start=1.0, end=0.2, fraction=0.2).model_dump()
     assert config.source.capacity == 7
     assert config.source.batch_size == 128
 

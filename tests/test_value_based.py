@@ -11,7 +11,7 @@ from gymnasium import spaces
 from test_dqn import OneEachStep
 from torch import Tensor
 
-from rlcore import build, registry
+from rlcore import build, plain_yaml, registry
 from rlcore import config as configs
 from rlcore.agent import Agent
 from rlcore.errors import UserError
@@ -214,11 +214,30 @@ def test_observations_are_scaled_alike_wherever_a_network_reads_them(name: str) 
 def test_rainbow_has_all_its_parts_and_each_can_be_switched_off() -> None:
     config = configs.agent_config("rainbow")()
     assert (config.double, config.dueling, config.noisy, config.n_step) == (True, True, True, 3)
-    assert config.epsilon(0) == 0
     without = configs.agent_config("rainbow")(noisy=False, n_step=1, double=False, dueling=False)
     assert (without.double, without.dueling, without.noisy, without.n_step) == (False, False, False, 1)
-    assert without.epsilon(0) == 1, "without noise coins explore again"
-    assert configs.agent_config("dqn")(noisy=True, epsilon=0.1).epsilon(0) == 0.1, "unless it is set"
+
+
+def epsilons(raw: dict[str, Any]) -> tuple[float, Any]:
+    """Return the chance of a random action at the start and at the end of a run."""
+    agent = build.agent(configs.validate(raw), SPEC)
+    schedule = agent.schedules()["epsilon"]
+    return schedule(0.0), pytest.approx(schedule(1.0))
+
+
+def test_coins_explore_where_noise_does_not_unless_they_are_set() -> None:
+    for name in ("rainbow", "dqn"):
+        # A run folder's settings, complete as they are, taken up with noise switched.
+        kept = plain_yaml.parse(configs.dump(configs.validate({"agent": {"name": name}})), "config.yaml")
+        on, off = (configs.override(kept, {"agent.noisy": value}) for value in (True, False))
+        assert epsilons(on) == (0.0, 0.0)
+        assert epsilons(off) == (1.0, 0.05)
+        assert epsilons(configs.override(on, {"agent.epsilon.end": 0.1})) == (1.0, 0.1)
+        assert epsilons(configs.override(on, {"agent.epsilon": 0.1})) == (0.1, 0.1)
+        assert epsilons(configs.override(on, {"agent.epsilon": {"kind": "constant", "start": 0.3}})) == (0.3, 0.3)
+        again = plain_yaml.parse(configs.dump(configs.validate(configs.override(on, {"agent.epsilon": 0.1}))), "x")
+        assert epsilons(again) == (0.1, 0.1)
+        assert epsilons(configs.override(again, {"agent.epsilon": None})) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["dqn", "c51", "qr_dqn", "iqn", "rainbow"])

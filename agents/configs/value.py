@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from rlcore.config import AgentConfig, NetworkConfig
-from rlcore.schedules import Annealed, Schedule
+from rlcore.schedules import Schedule
 
-_ANNEALED = Schedule(kind="linear", start=1.0, end=0.05, fraction=0.2)
+
+class Epsilon(Schedule):
+    """A probability that falls, or a number: one that never changes."""
+
+    kind: Literal["constant", "linear", "cosine", "exponential"] = Field(
+        default="linear", description="shape of the change; exponential needs start and end above 0"
+    )
+    end: float = Field(default=0.05, description="value at the end; unused by constant")
+    fraction: float = Field(default=0.2, gt=0, le=1, description="fraction of the run by which end is reached")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, raw: Any) -> Any:
+        """Let a number, on the command line a text, stand for itself at all times."""
+        return {"kind": "constant", "start": raw} if isinstance(raw, int | float | str) else raw
+
+    @model_validator(mode="after")
+    def _probability(self) -> Epsilon:
+        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
+            raise ValueError("start and end from 0 to 1")
+        return self
 
 
 class ValueConfig(AgentConfig):
@@ -26,26 +45,13 @@ class ValueConfig(AgentConfig):
     dueling: bool = Field(default=False, description="separate heads for the state's value and the actions' advantages")
     noisy: bool = Field(default=False, description="learnt noise in the heads' weights, which explores")
     head_hidden: int = Field(default=0, ge=0, description="width of a hidden layer in each head; 0: heads are linear")
-    epsilon: Annealed = Field(
-        default=_ANNEALED, description="probability of a random action, per environment; with noisy 0 unless set"
+    epsilon: Epsilon | None = Field(
+        default=None,
+        description="probability of a random action, per environment; unset: linear 1 to 0.05, or 0 with noisy",
     )
     target: Literal["hard", "polyak", "none"] = Field(default="hard", description="how the target network follows")
     target_every: int = Field(default=500, ge=1, description="frames between copies of the hard target")
     tau: float = Field(default=0.005, gt=0, le=1, description="fraction the polyak target moves per update")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _noise_explores(cls, raw: Any) -> Any:
-        """Let noisy layers explore alone unless epsilon is set."""
-        noisy = isinstance(raw, Mapping) and raw.get("noisy", cls.model_fields["noisy"].default)
-        return {"epsilon": 0.0, **raw} if noisy is True else raw
-
-    @field_validator("epsilon")
-    @classmethod
-    def _probability(cls, value: Schedule) -> Schedule:
-        if not (0 <= value.start <= 1 and 0 <= value.end <= 1):
-            raise ValueError("start and end from 0 to 1")
-        return value
 
 
 class DQNConfig(ValueConfig):
@@ -125,18 +131,10 @@ class PQNConfig(AgentConfig):
     network: NetworkConfig = NetworkConfig(kwargs={"layer_norm": True})
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount per step")
     lam: float = Field(default=0.65, ge=0, le=1, description="lambda of Q(lambda); 0: one step, 1: whole rollouts")
-    epsilon: Annealed = Field(
-        default=Schedule(kind="linear", start=1.0, end=0.05, fraction=0.5),
-        description="probability of a random action, per environment",
+    epsilon: Epsilon = Field(
+        default=Epsilon(fraction=0.5), description="probability of a random action, per environment"
     )
     normalize_obs: bool = Field(default=False, description="scale observations by their running mean and deviation")
-
-    @field_validator("epsilon")
-    @classmethod
-    def _probability(cls, value: Schedule) -> Schedule:
-        if not (0 <= value.start <= 1 and 0 <= value.end <= 1):
-            raise ValueError("start and end from 0 to 1")
-        return value
 
 
 class R2D2Config(AgentConfig):
@@ -157,14 +155,7 @@ class R2D2Config(AgentConfig):
     dueling: bool = Field(default=False, description="separate heads for the state's value and the actions' advantages")
     rescale: bool = Field(default=False, description="learn sign(x) (sqrt(|x| + 1) - 1) + 0.001 x of returns x")
     eta: float = Field(default=0.9, ge=0, le=1, description="share of the largest error in a priority; rest: the mean")
-    epsilon: Annealed = Field(default=_ANNEALED, description="probability of a random action, per environment")
+    epsilon: Epsilon = Field(default=Epsilon(), description="probability of a random action, per environment")
     target: Literal["hard", "polyak"] = Field(default="hard", description="how the target network follows")
     target_every: int = Field(default=500, ge=1, description="frames between copies of the hard target")
     tau: float = Field(default=0.005, gt=0, le=1, description="fraction the polyak target moves per update")
-
-    @field_validator("epsilon")
-    @classmethod
-    def _probability(cls, value: Schedule) -> Schedule:
-        if not (0 <= value.start <= 1 and 0 <= value.end <= 1):
-            raise ValueError("start and end from 0 to 1")
-        return value
