@@ -21,7 +21,7 @@ from agents.networks import build_network
 from rlcore import losses, returns
 from rlcore.agent import Agent
 from rlcore.errors import UserError
-from rlcore.exploration import epsilon_greedy
+from rlcore.exploration import coins, epsilon_greedy
 from rlcore.normalize import Normalizer
 from rlcore.tree import tmap
 from rlcore.types import Act, Batch, Loss, Rollout, Spec
@@ -60,10 +60,7 @@ class PQN(Agent):
         return {"epsilon": self.config.epsilon}
 
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if what == "loss":
-            return {}
-        coins = torch.rand(n, self.actions + 1, generator=generator, device=generator.device)
-        return {"coin": coins[:, 0], "scores": coins[:, 1:]}
+        return coins(n, self.actions, generator) if what == "act" else {}
 
     def act(
         self,

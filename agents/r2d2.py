@@ -31,9 +31,9 @@ from rlcore import losses, returns
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.errors import UserError
-from rlcore.exploration import epsilon_greedy
+from rlcore.exploration import coins, epsilon_greedy
 from rlcore.normalize import Normalizer
-from rlcore.targets import hard_update, polyak_update
+from rlcore.targets import follow
 from rlcore.tree import tmap
 from rlcore.types import Act, Batch, Loss, Rollout, Spec
 
@@ -81,10 +81,7 @@ class R2D2(Agent):
         return {"epsilon": self.config.epsilon}
 
     def noise(self, what: str, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if what == "loss":
-            return {}
-        coins = torch.rand(n, self.actions + 1, generator=generator, device=generator.device)
-        return {"coin": coins[:, 0], "scores": coins[:, 1:]}
+        return coins(n, self.actions, generator) if what == "act" else {}
 
     def act(
         self,
@@ -155,10 +152,8 @@ class R2D2(Agent):
         return s._replace(obs=obs, next_obs=next_obs, state=s.state["memory"])
 
     def after_update(self, clock: Clock) -> None:
-        if self.config.target == "polyak":
-            polyak_update(self.target, self.online, self.config.tau)
-        elif clock.crossed(self.config.target_every):
-            hard_update(self.target, self.online)
+        c = self.config
+        follow(self.target, self.online, clock, c.target, c.target_every, c.tau)
 
 
 def begins(s: Rollout) -> Tensor:

@@ -26,10 +26,10 @@ from rlcore import losses
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.errors import UserError
-from rlcore.exploration import epsilon_greedy
+from rlcore.exploration import coins, epsilon_greedy
 from rlcore.normalize import Normalizer
 from rlcore.schedules import Schedule
-from rlcore.targets import hard_update, polyak_update
+from rlcore.targets import follow
 from rlcore.tree import tmap
 from rlcore.types import Act, Batch, Loss, Rollout, Spec, Transition
 
@@ -87,8 +87,7 @@ class ValueAgent(Agent):
         if what == "loss":
             names = ("online", "target", "selector") if self.config.double else ("online", "target")
             return {name: factorised(n, size, generator) for name in names if size}
-        coins = torch.rand(n, self.actions + 1, generator=generator, device=generator.device)
-        drawn = {"coin": coins[:, 0], "scores": coins[:, 1:]}
+        drawn = coins(n, self.actions, generator)
         return drawn | {"online": factorised(n, size, generator)} if size else drawn
 
     def act(
@@ -133,12 +132,9 @@ class ValueAgent(Agent):
         return self.online if self.target is None else self.target
 
     def after_update(self, clock: Clock) -> None:
-        if self.target is None:
-            return
-        if self.config.target == "polyak":
-            polyak_update(self.target, self.online, self.config.tau)
-        elif clock.crossed(self.config.target_every):
-            hard_update(self.target, self.online)
+        if self.target is not None:
+            c = self.config
+            follow(self.target, self.online, clock, c.target, c.target_every, c.tau)
 
     def prepare(self, rollout: Rollout) -> Transition:
         """One-step transitions of the rollout, for online Q-learning."""

@@ -8,6 +8,12 @@ from torch import Tensor
 from rlcore.losses import masked
 
 
+def coins(n: int, actions: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw what `epsilon_greedy` needs: ``coin`` (n,) and ``scores`` (n, actions), uniform in [0, 1)."""
+    drawn = torch.rand(n, actions + 1, generator=generator, device=generator.device)
+    return {"coin": drawn[:, 0], "scores": drawn[:, 1:]}
+
+
 def epsilon_greedy(
     q_values: Tensor, epsilon: Tensor | float, coin: Tensor, scores: Tensor, mask: Tensor | None = None
 ) -> Tensor:
@@ -23,21 +29,6 @@ def epsilon_greedy(
     greedy = masked(q_values, mask).argmax(-1)
     random = masked(scores, mask).argmax(-1)
     return torch.where(coin < epsilon, random, greedy)
-
-
-def boltzmann(q_values: Tensor, temperature: Tensor | float, uniform: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return actions (N,) int64 drawn with probability proportional to exp(q / temperature).
-
-    The Gumbel-max trick: argmax of ``q / temperature - log(-log(uniform))`` has that distribution.
-
-    Args:
-        q_values: (N, A); with temperature 1, any logits.
-        temperature: a number, or a tensor that broadcasts to (N, A), above 0.
-        uniform: (N, A) independent uniforms in [0, 1).
-        mask: (N, A) bool, True where allowed; None: all are.
-    """
-    uniform = uniform.clamp_min(torch.finfo(uniform.dtype).tiny)  # 0 would rank below a masked action
-    return masked(q_values / temperature - (-uniform.log()).log(), mask).argmax(-1)
 
 
 def gaussian(action: Tensor, scale: Tensor | float, normal: Tensor, low: Tensor, high: Tensor) -> Tensor:

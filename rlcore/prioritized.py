@@ -97,7 +97,8 @@ class Prioritized:
         """Set the priorities |TD error| (B,) of the slots ``index`` (B,)."""
         priority = priority.detach().double()
         # A run that diverges goes on until its losses are next looked at, which then says so.
-        mass = (priority + EPSILON).pow_(self.alpha).nan_to_num_(0.0, 1e30)
+        # Roundings put a divergence a hair below 0.
+        mass = (priority.clamp_min(0.0) + EPSILON).pow_(self.alpha).nan_to_num_(0.0, 1e30)
         self.masses.set(index, mass)
         torch.maximum(self.largest, mass.max(), out=self.largest)
         self._priority += priority.sum()

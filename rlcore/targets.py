@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from rlcore.clock import Clock
+
 
 @torch.no_grad()
 def hard_update(target: nn.Module, online: nn.Module) -> None:
@@ -31,14 +33,27 @@ def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
     _copy(target_buffers, buffers)
 
 
-_known: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
+def follow(target: nn.Module, online: nn.Module, clock: Clock, how: str, every: int, tau: float) -> None:
+    """Move ``target`` after an update, ``how`` its settings say: "polyak", by ``tau``; "hard", ``every`` frames."""
+    if how == "polyak":
+        polyak_update(target, online, tau)
+    elif clock.crossed(every):
+        hard_update(target, online)
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[list[Tensor], bool]] = WeakKeyDictionary()
 
 
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return a network's parameters and buffers, looked for once: walking its modules costs more than the update."""
+    """Return a network's parameters and buffers.
+
+    Parameters are looked for once, because walking modules costs more than the update. Buffers, if there are any,
+    are looked for each time, because a module that changes device or type replaces them.
+    """
     if network not in _known:
-        _known[network] = list(network.parameters()), list(network.buffers())
-    return _known[network]
+        _known[network] = list(network.parameters()), any(True for _ in network.buffers())
+    parameters, has_buffers = _known[network]
+    return parameters, list(network.buffers()) if has_buffers else []
 
 
 def _copy(into: list[Tensor], source: list[Tensor]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from rlcore.exploration import boltzmann, epsilon_greedy, gaussian
+from rlcore.exploration import coins, epsilon_greedy, gaussian
 
 Q = torch.tensor([0.1, 0.9, 0.3, 0.5])
 
@@ -46,18 +46,16 @@ def test_masks_hold_for_negative_values_and_zero_scores():
     q = torch.full((1, 4), -1e30)
     for coin in (0.0, 0.99):
         assert epsilon_greedy(q, 0.5, torch.tensor([coin]), torch.zeros(1, 4), mask).item() == 1
-    assert boltzmann(q, 1.0, torch.tensor([[0.9, 0.0, 0.9, 0.9]]), mask).item() == 1
 
 
-@pytest.mark.parametrize("temperature", [0.2, 1.0, torch.tensor(5.0)])
-@pytest.mark.parametrize("allowed", [[True] * 4, [True, False, True, True]])
-def test_boltzmann_is_the_softmax(temperature, allowed):
-    n, allowed = 60_000, torch.tensor(allowed)
-    action = boltzmann(Q.repeat(n, 1), temperature, uniform(n, 4), None if allowed.all() else allowed.repeat(n, 1))
-    expected = (Q / temperature).masked_fill(~allowed, -torch.inf).softmax(0).double()
-    counts = action.bincount(minlength=4)
-    assert (counts[~allowed] == 0).all()
-    assert chisquare(counts[allowed], n * expected[allowed] / expected[allowed].sum()).pvalue > 1e-3
+def test_coins_and_scores_are_independent_uniforms_from_the_generator():
+    drawn = coins(50_000, 3, torch.Generator().manual_seed(0))
+    again = coins(50_000, 3, torch.Generator().manual_seed(0))
+    assert all(torch.equal(x, again[name]) for name, x in drawn.items())
+    table = torch.cat([drawn["coin"][:, None], drawn["scores"]], 1)
+    assert table.shape == (50_000, 4)
+    assert (table.mean(0) - 0.5).abs().max() < 0.01
+    assert (table.T.corrcoef() - torch.eye(4)).abs().max() < 0.02
 
 
 def test_gaussian_noise_is_scaled_and_clipped():

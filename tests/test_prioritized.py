@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,14 @@ def test_an_empty_buffer_and_broken_priorities() -> None:
     index, weight = chosen.draw(100, generator(), 1.0)
     assert index.max() < 8
     assert weight.isfinite().all(), "the loss is what says that the run has diverged"
+
+
+def test_a_priority_that_roundings_put_below_zero_counts_as_zero() -> None:
+    _, chosen, _ = filled(8, 4, 2, alpha=0.6)
+    chosen.update(torch.arange(3), torch.tensor([-3e-6, 0.0, float("nan")]))
+    mass = chosen.masses.mass.view(-1)
+    assert mass[0] == mass[1] == EPSILON**0.6
+    assert math.isnan(chosen.statistics()["priority"]), "what is not a number is shown"
 
 
 SETTINGS = ReplayConfig(capacity=60, batch_size=4, learning_starts=8, updates_per_frame=1.0, prioritized=True, beta=0.5)

@@ -43,3 +43,19 @@ def test_a_hard_update_and_tau_one_are_exact():
         target, online = network(True, 0), network(True, 1)
         update(target, online)
         assert all(torch.equal(x, online.state_dict()[name]) for name, x in target.state_dict().items())
+
+
+@pytest.mark.parametrize("update", [hard_update, lambda target, online: polyak_update(target, online, 0.5)])
+def test_buffers_that_a_change_of_type_replaced_are_followed(update):
+    target, online = network(True, 0), network(True, 1)
+    update(target, online)
+    target.double()
+    online.double()
+    with torch.no_grad():
+        for x in (*online.parameters(), *online.buffers()):
+            x.mul_(3)
+    before = [x.clone() for x in target.parameters()]
+    update(target, online)
+    assert all(torch.equal(x, y) for x, y in zip(target.buffers(), online.buffers(), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(target.parameters(), before, strict=True))
+    assert target[1].running_mean.dtype == torch.float64
