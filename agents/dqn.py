@@ -59,6 +59,5 @@ class DQN(ValueAgent):
             soft = losses.soft_value(q_t, c.munchausen_temperature, mask)
             return t.reward + c.munchausen_alpha * bonus + t.discount * soft
         if c.double:
-            selector_t = self.online(t.next_obs, noise.get("selector"))
-            return losses.double_q_target(t.reward, t.discount, q_t, selector_t, mask)
+            return losses.double_q_target(t.reward, t.discount, q_t, self.selector(t, noise), mask)
         return losses.q_learning_target(t.reward, t.discount, q_t, mask)

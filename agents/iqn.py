@@ -51,10 +51,11 @@ class IQN(ValueAgent):
         z = self.online(t.obs, tau, noise.get("online"))  # (B, M, A)
         z = taken(z.transpose(1, 2), t.action)  # (B, M)
         with torch.no_grad():
-            # One pass for the target's samples and for the values that choose the action.
-            both = torch.cat([noise["target_tau"], self.tau.expand(len(tau), -1)], dim=-1)  # (B, M' + K)
-            z_t = self.bootstrap(t.next_obs, both, noise.get("target")).transpose(1, 2)  # (B, A, M' + K)
-            samples, policy = z_t.split((self.config.target_samples, self.config.policy_samples), dim=-1)
+            fractions = noise["target_tau"]  # (B, M')
+            if not self.config.double:  # one pass for the samples and for the values that choose the action
+                fractions = torch.cat([fractions, self.tau.expand(len(tau), -1)], dim=-1)  # (B, M' + K)
+            z_t = self.bootstrap(t.next_obs, fractions, noise.get("target")).transpose(1, 2)  # (B, A, M' (+ K))
+            samples, policy = z_t.tensor_split([self.config.target_samples], dim=-1)  # with double the latter is empty
             z_t = taken(samples, self.next_action(policy.mean(-1), t, noise))  # (B, M')
             target = t.reward.unsqueeze(-1) + t.discount.unsqueeze(-1) * z_t  # (B, M')
         penalty = losses.quantile_huber(z, target, tau, self.config.kappa)

@@ -123,8 +123,12 @@ class ValueAgent(Agent):
         The latter is Double Q-learning (van Hasselt et al. 2016).
         """
         if self.config.double:
-            q_t = self.q_values(self.online, t.next_obs, noise.get("selector"))
+            q_t = self.selector(t, noise)
         return losses.masked(q_t, t.extras.get("next_action_mask")).argmax(-1)
+
+    def selector(self, t: Transition, noise: dict[str, Tensor]) -> Tensor:
+        """Return the online network's values (B, A) of the next states, under noise of their own."""
+        return self.q_values(self.online, t.next_obs, noise.get("selector"))
 
     @property
     def bootstrap(self) -> nn.Module:

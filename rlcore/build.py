@@ -76,6 +76,8 @@ def source(config: Config[Any], train_env: VectorEnv, learner: Agent) -> Source:
     if isinstance(kind, ReplayConfig):
         return Replay(train_env, kind, config.seed, config.checkpoint.buffer, learner)
     if isinstance(kind, RolloutConfig):
+        if learner.n_step != 1:
+            raise UserError(f"agent.n_step: got {learner.n_step}, expected 1 with source.name=rollout")
         return Rollout(train_env, kind, config.seed)
     assert isinstance(kind, DatasetConfig)
     name = config.agent.name

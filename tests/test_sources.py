@@ -18,6 +18,8 @@ from agents.dqn import DQN
 from agents.supervised import Supervised
 from envs.cartpole import CartPole
 from envs.tabular import Line
+from rlcore import build
+from rlcore import config as configs
 from rlcore.actor import EpisodeMeter, random_actions
 from rlcore.agent import Agent
 from rlcore.clock import Clock
@@ -303,6 +305,21 @@ def test_random_actions_are_uniform_in_every_space_and_respect_masks() -> None:
     assert random_actions(spaces.MultiBinary(3), 10, rng).shape == (10, 3)
     with pytest.raises(UserError, match="random actions cannot be drawn"):
         random_actions(spaces.Box(-np.inf, np.inf, (1,), np.float32), 1, rng)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"source.name": "rollout"}, "agent.n_step: got 3, expected 1 with source.name=rollout"),
+        ({"env.id": "BitFlip", "source.hindsight": 0.5}, "agent.n_step: got 3, expected 1 with source.hindsight"),
+    ],
+)
+def test_more_steps_than_a_source_can_assemble_are_refused_before_the_first(
+    overrides: dict[str, Any], message: str
+) -> None:
+    config = configs.validate(configs.override({"agent": {"name": "dqn", "n_step": 3}}, overrides))
+    with pytest.raises(UserError, match=message):
+        build.trainer(config)
 
 
 def test_dataset_needs_a_task() -> None:

@@ -218,6 +218,14 @@ def test_rainbow_has_all_its_parts_and_each_can_be_switched_off() -> None:
     assert (without.double, without.dueling, without.noisy, without.n_step) == (False, False, False, 1)
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_the_target_network_of_iqn_sees_the_fractions_that_choose_only_where_it_chooses(double: bool) -> None:
+    agent, seen = make({**FAMILY["iqn"], "double": double}), []
+    agent.target.register_forward_pre_hook(lambda _, args: seen.append(args[1].shape[-1]))
+    agent.loss(make_batch(agent))
+    assert seen == [4 if double else 4 + 5]
+
+
 def epsilons(raw: dict[str, Any]) -> tuple[float, Any]:
     """Return the chance of a random action at the start and at the end of a run."""
     agent = build.agent(configs.validate(raw), SPEC)
