@@ -19,8 +19,8 @@ from rlcore.statistics import iqm, stratified_bootstrap_ci
 from rlcore.study import Job, Set
 
 CURVES = {  # the first that all runs of a figure log: how the axis calls it
-    "train/episode_return": "return while exploring",
     "eval/return_mean": "mean return of evaluation",
+    "train/episode_return": "return while exploring",
 }
 SHARE = 0.9  # of the seeds must reach a row's floor
 
@@ -52,7 +52,7 @@ def _row(mine: Sequence[Job]) -> dict[str, Any]:
     frames = [result["frames"] for result in ours]
     level = row.goal if row.floor is None else row.floor
     interval = stratified_bootstrap_ci([[score] for score in scores]) if len(scores) > 1 else (None, None)
-    learning = [curve[1].mean() for path in done for curve in [_curves([path]).get(next(iter(CURVES)))] if curve]
+    learning = [curve[1].mean() for path in done for curve in [_curves([path]).get("train/episode_return")] if curve]
     return {
         "name": row.name,
         "environment": _environment(configs.validate(configs.read(done[0]))) if done else None,
@@ -239,7 +239,7 @@ def figures(results: Set, rows: Sequence[dict[str, Any]], folder: Path) -> list[
 
 
 def _curves(paths: Sequence[Path]) -> dict[str, Curve]:
-    """Return what of `CURVES` all runs logged at least twice, on a common grid of 100 points."""
+    """Return what of `CURVES` all runs logged, on a common grid of 100 points; an ended run keeps its last value."""
     tables = []
     for path in paths:
         with (path / "progress.csv").open() as file:
@@ -247,8 +247,8 @@ def _curves(paths: Sequence[Path]) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     for column in CURVES if paths else ():
         series = [np.array([(int(r["frames"]), float(r[column])) for r in rows if r.get(column)]) for rows in tables]
-        if min(map(len, series)) > 1:
-            grid = np.linspace(max(s[0, 0] for s in series), min(s[-1, 0] for s in series), 100)
+        if all(map(len, series)) and max(map(len, series)) > 1:
+            grid = np.linspace(max(s[0, 0] for s in series), max(s[-1, 0] for s in series), 100)
             found[column] = grid, np.stack([np.interp(grid, s[:, 0], s[:, 1]) for s in series])
     return found
 
