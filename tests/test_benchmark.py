@@ -148,7 +148,9 @@ def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(tiny: tuple[Path, Path, Call
     shutil.copytree(tiny[1] / "small" / "seed-1", tmp_path / "small" / "seed-1")  # the estimate comes from it
     job = _job(tiny, tmp_path)
     words = [sys.executable, SCRIPT, "results", tiny[0], "--folder", tmp_path, "--only", "small"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of a test runner may ignore it
     process = subprocess.Popen([str(w) for w in words], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     _wait(lambda: list(job.path.glob("checkpoints/[0-9]*")), "a checkpoint")
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlcore import config as configs
@@ -135,6 +135,7 @@ VALUES = st.recursive(
 NAMES = [name for name, _, _ in fields(configs.Config[configs.agent_config("dqn")])]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(changes=st.dictionaries(st.sampled_from([*NAMES, "agent", "source", "env", "optim"]), VALUES, max_size=3))
 def test_settings_are_valid_or_told_in_a_sentence(changes: dict[str, Any]) -> None:
     with contextlib.suppress(UserError):

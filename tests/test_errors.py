@@ -78,7 +78,7 @@ BAD_SETTINGS = [
     ("--source.capacity=1000000000000000", "lower capacity"),
     ("--env.num_envs=100000000000", "memory: a tensor of 745.1 GiB does not fit; lower env.num_envs"),
     (
-        "--source.name=rollout --source.minibatches=9 --env.num_envs=1 --source.horizon=8",
+        "--source.name=rollout --agent.n_step=1 --source.minibatches=9 --env.num_envs=1 --source.horizon=8",
         "minibatches: got 9, expected at most the 8 steps",
     ),
     ("--device=gpu", "device: got 'gpu', expected cpu, cuda, cuda:N or mps"),

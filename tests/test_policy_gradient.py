@@ -61,7 +61,7 @@ class Total(Network):
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_own", dict(registry._own))
     registry.register("networks", "total", Total)
-    registry.register("envs", "OneEachStep", OneEachStep)
+    registry.register("envs", "OneEachStepPolicy", OneEachStep)
 
 
 LINEAR = {"name": "mlp", "kwargs": {"hidden": []}}
@@ -330,7 +330,7 @@ class OneEachStep(BatchedEnv):
 @pytest.mark.parametrize("kind", ["ppo", "a2c", "reinforce"])
 def test_the_value_of_reward_one_under_a_time_limit_is_that_without_it(kind: str, mode: str) -> None:
     raw: dict[str, Any] = {
-        "env": {"id": "OneEachStep", "num_envs": 4, "kwargs": {"mode": mode}},
+        "env": {"id": "OneEachStepPolicy", "num_envs": 4, "kwargs": {"mode": mode}},
         "agent": {"name": kind, "gamma": 0.9, "network": LINEAR},
         "source": {"horizon": 15, "epochs": 2, "minibatches": 2},
         "optim": {"name": "sgd", "lr": 0.5},

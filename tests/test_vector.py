@@ -307,7 +307,7 @@ ERRORS = [
     ({"env_id": "CartPole-v9"}, "did you mean 'CartPole-v1'"),
     ({"env_id": "os:CartPole-v1"}, "names a module; import it with --plugin"),
     ({"backend": "asynk"}, "backend: 'asynk' is unknown; did you mean 'async'"),
-    ({"env_id": "Acrobot-v1", "backend": "native"}, "env 'Acrobot-v1' is unknown"),
+    ({"env_id": "Blackjack-v1", "backend": "native"}, "env 'Blackjack-v1' is unknown"),
     ({"num_envs": 0}, "num_envs: 0 is not a number of environments"),
     ({"num_envs": True}, "num_envs: True"),
     ({"autoreset": "never"}, "autoreset: 'never' is not a mode"),
