@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.configs.supervised import SupervisedConfig
 from agents.networks import build_network
+from agents.networks.predictor import Predictor
 from rlcore.agent import Agent
 from rlcore.errors import UserError
 from rlcore.types import Act, Batch, Example, Loss, Spec
@@ -33,8 +34,9 @@ class Supervised(Agent):
             )
         self.criterion = spec.loss
         self.shape = spec.action_space.shape
-        features = build_network(config.network, spec.obs_space)
-        self.network = nn.Sequential(features, nn.Linear(features.out_features, int(np.prod(self.shape))))
+        trunk = build_network(config.network, spec.obs_space)
+        outputs = self.shape[-1] if trunk.per_token else int(np.prod(self.shape))
+        self.network = Predictor(trunk, outputs, config.tie)
 
     def act(
         self,
@@ -50,4 +52,4 @@ class Supervised(Agent):
     def loss(self, batch: Batch) -> Loss:
         example: Example = batch.data
         prediction = self.network(example.obs).view(-1, *self.shape)
-        return Loss(self.criterion(prediction, example.target), len(prediction))
+        return Loss(*self.criterion(prediction, example.target))

@@ -58,6 +58,6 @@ class Criterion:
         """Return minus the loss of each item (B,)."""
         return -self.each(prediction, target).view(len(target))
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return minus the sum of the rewards, (), in one operation."""
-        return self.summed(prediction, target)
+    def loss(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, int]:
+        """Return minus the sum of the rewards, (), in one operation, and the number of items."""
+        return self.summed(prediction, target), len(prediction)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,30 +12,33 @@ from torch import Tensor
 from rlcore.native import check_arguments, check_states, mix, seed_list, uniforms
 from rlcore.tree import tmap
 from rlcore.types import Example, Spec, Step
-from rlcore.vector import Autoreset, Split, VectorEnv
+from rlcore.vector import Autoreset, Split, Task, VectorEnv
 
 
-class OneStepTask(Protocol):
+class OneStepTask(Task):
     """Labelled examples of one split, and what a prediction for one is worth."""
 
     spec: Spec
+    outcomes: frozenset[str] = frozenset({"prediction", "target"})  # what `outcome` returns
 
-    @property
-    def size(self) -> int:
-        """Return the number of examples of this split."""
-        ...
-
+    @abstractmethod
     def draw(self, index: Tensor) -> Example:
         """Return the examples (B, ...) at ``index`` (B,) int64, on the task's device."""
-        ...
 
+    @abstractmethod
     def reward(self, action: Tensor, target: Any, /) -> Tensor:
         """Return the reward (B,) float32 of predicting ``action`` (B, ...) where ``target`` (B, ...) is true."""
-        ...
 
+    def outcome(self, action: Tensor, target: Any) -> dict[str, Tensor]:
+        """Return what `metrics` needs to know of predictions (B, ...), by name, each (B, ...).
+
+        A whole held-out split is kept, so tasks with wide predictions return what sums them up.
+        """
+        return {"prediction": action, "target": target}
+
+    @abstractmethod
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
-        """Return the metrics over E outcomes: "prediction" and "target", each (E, ...)."""
-        ...
+        """Return the metrics over E outcomes, each (E, ...)."""
 
 
 class OneStep(VectorEnv):
@@ -61,7 +65,7 @@ class OneStep(VectorEnv):
         self.split: Split = split
         self.autoreset: Autoreset = autoreset
         self.always_valid = autoreset != "next_step"
-        self.spec = task.spec._replace(extras=frozenset({"prediction", "target"}))
+        self.spec = task.spec._replace(extras=task.outcomes)
         self.episodes = None if split == "train" else task.size
         self._seeds = torch.arange(num_envs, device=self.device)  # (N,)
         self._episode = torch.full_like(self._seeds, -1)  # (N,): of this seed, from 0
@@ -108,7 +112,7 @@ class OneStep(VectorEnv):
             truncated=torch.zeros_like(live),
             next_obs=next_obs,
             valid=live,
-            extras={"prediction": action, "target": target},
+            extras=self.task.outcome(action, target),
         )
 
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from envs import metrics
 from envs.columns import Encoding
 from envs.criterion import Criterion
 from envs.fitting import Prepared, prepare
-from envs.one_step import OneStep
+from envs.one_step import OneStep, OneStepTask
 from envs.options import LineConfig, Preparation, TabularConfig, validated
 from envs.report import render, report
 from envs.table import Table, partition, read
@@ -27,28 +27,28 @@ from rlcore.vector import Autoreset, Split
 Reward = Callable[[Tensor, Tensor], Tensor]  # (prediction (B, ...), target (B, ...)) -> (B,)
 
 
-class TableTask:
+class TableTask(OneStepTask):
     """Examples of one split of a prepared table, in memory on the device."""
 
     def __init__(
         self, prepared: Prepared, split: Split, device: str | torch.device, spec: Spec, reward: Reward
     ) -> None:
-        self.prepared, self.spec, self.reward = prepared, spec, reward
+        self.prepared, self.spec, self._reward = prepared, spec, reward
         rows = prepared.parts[split]
         if not len(rows):
             raise UserError(f"{prepared.table.name}: the {split} split is empty, expected at least one row")
         table = prepared.table.take(rows)
         self._x = prepared.encoding.encode(table).to(device)  # (size, F)
         self._target = prepared.encoding.target.encode(table).to(device)  # (size, 1) or (size,)
-
-    @property
-    def size(self) -> int:
-        """Number of examples of this split."""
-        return len(self._target)
+        self.size = len(self._target)
 
     def draw(self, index: Tensor) -> Example:
         """Return the examples (B, ...) at ``index`` (B,) int64."""
         return Example(self._x.index_select(0, index), self._target.index_select(0, index))
+
+    def reward(self, action: Tensor, target: Tensor, /) -> Tensor:
+        """Return minus the loss of each prediction (B,), or 1 for a right class and 0 for a wrong one."""
+        return self._reward(action, target)
 
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
         """Return mse, rmse, mae and r2 in the target's units; or accuracy and, for logits, cross_entropy."""

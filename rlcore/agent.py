@@ -104,6 +104,18 @@ class Agent(nn.Module, ABC):
             if isinstance(module, Normalizer):
                 module.observe(obs, valid)
 
+    def start_from(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Take over the weights of another run, its agent's ``state_dict``, before training begins.
+
+        Args:
+            weights: by name.
+            origin: the run, for messages.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
+        load_weights(self, weights, origin)
+
     def minibatch(self, items: Any) -> Any:
         """Return a minibatch's items (B, ...) with what is a statistic of all of them, such as scaled advantages.
 
@@ -118,3 +130,17 @@ class Agent(nn.Module, ABC):
         environments are left out of the former; of the latter the loss leaves them out, by ``rollout.valid``.
         """
         raise UserError(f"agent {type(self).__name__} does not learn from rollouts; expected source.name: replay")
+
+
+def load_weights(agent: Agent, weights: dict[str, Tensor], origin: str) -> None:
+    """Load an agent's state_dict.
+
+    Raises:
+        UserError: names or shapes differ; says which first.
+    """
+    own = agent.state_dict()
+    for name in sorted({*own, *weights}):
+        ours, theirs = (tuple(d[name].shape) if name in d else "absent" for d in (own, weights))
+        if ours != theirs:
+            raise UserError(f"{origin} does not fit this agent: {name} is {theirs}, expected {ours}")
+    agent.load_state_dict(weights)

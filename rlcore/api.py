@@ -19,7 +19,7 @@ from rlcore.errors import Diverged, UserError, note
 from rlcore.evaluation import evaluate as play_and_score
 from rlcore.logger import Logger
 from rlcore.progress import Progress
-from rlcore.run import Run, find_checkpoint, load, load_weights
+from rlcore.run import Run, find_checkpoint, load
 from rlcore.statistics import stratified_bootstrap_ci, summary
 from rlcore.trainer import Trainer
 
@@ -66,7 +66,7 @@ def train(
         trainer = build.trainer(config)
     try:
         if config.init and saved is None:
-            load_weights(trainer.agent, checkpoint.load(find_checkpoint(Path(config.init))).agent, config.init)
+            trainer.agent.start_from(checkpoint.load(find_checkpoint(Path(config.init))).agent, config.init)
         _require_space(trainer, config, folder or Path(out or "runs"))
         folder = folder or runs.create(out, config)
         with runs.locked(folder), Progress(config.budget.frames, quiet=quiet) as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import torch
 
 from rlcore import recorded, registry
@@ -54,7 +55,9 @@ def evaluation_env(config: Config[Any], split: Split, episodes: int, **more: Any
     """Build an environment of one's own for evaluation, wide enough to be quick."""
     probe = env(config.env, config.device, split, 1, **more)
     # What is stepped as one batch plays all episodes at once; what is stepped one by one, a few at a time.
-    wanted = min(probe.episodes or episodes, 1024) if probe.batched else min(episodes, 8)
+    # Wide predictions, such as a text's, bound how many.
+    most = max(1, min(1024, 2**25 // max(1, gym.spaces.flatdim(probe.spec.action_space))))
+    wanted = min(probe.episodes or episodes, most) if probe.batched else min(episodes, 8)
     if wanted == 1:
         return probe
     probe.close()

@@ -31,6 +31,7 @@ from rlcore.errors import UserError, nearest
 from rlcore.minari_sets import by_space, flat
 from rlcore.tree import tmap
 from rlcore.types import Spec, Transition
+from rlcore.vector import Task
 
 Array = np.ndarray[Any, Any]
 MINARI = "minari:"
@@ -50,7 +51,7 @@ class Steps(NamedTuple):
     extras: dict[str, Tensor]  # action_mask and next_action_mask, or nothing
 
 
-class Recorded:
+class Recorded(Task):
     """A `Task` whose examples are transitions: what the Dataset source draws."""
 
     def __init__(self, transitions: Transition) -> None:

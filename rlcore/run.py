@@ -12,7 +12,7 @@ from gymnasium import spaces
 from rlcore import build, checkpoint, registry, runs
 from rlcore import config as configs
 from rlcore.actor import is_empty
-from rlcore.agent import Agent
+from rlcore.agent import Agent, load_weights
 from rlcore.config import Config
 from rlcore.errors import UserError, note
 from rlcore.evaluation import evaluate as evaluate_agent
@@ -144,20 +144,6 @@ def find_checkpoint(run: Path, which: str = "last") -> Path:
         known = [p.name.lstrip("0") or "0" for p in sorted(folder.glob("[0-9b]*")) if p.is_dir()]
         raise UserError(f"{run} has no checkpoint '{which}'; it has {', '.join(known) or 'none yet'}")
     return found
-
-
-def load_weights(agent: Agent, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Load an agent's state_dict.
-
-    Raises:
-        UserError: names or shapes differ; says which first.
-    """
-    own = agent.state_dict()
-    for name in sorted({*own, *weights}):
-        ours, theirs = (tuple(d[name].shape) if name in d else "absent" for d in (own, weights))
-        if ours != theirs:
-            raise UserError(f"{origin} does not fit this agent: {name} is {theirs}, expected {ours}")
-    agent.load_state_dict(weights)
 
 
 def load(run: str | Path, which: str = "last") -> Run:

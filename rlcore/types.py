@@ -20,9 +20,9 @@ class Spec(NamedTuple):
     action_space: gym.Space[Any]  # of one environment
     extras: frozenset[str] = frozenset()  # keys of Step.extras the environment declares
     action_start: Any = 0  # what the environment adds to discrete actions, which agents count from 0
-    # Of one-step tasks with a differentiable reward: (prediction (B, ...), target (B, ...)) -> minus the
-    # sum of the rewards, ().
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    # Of one-step tasks with a differentiable reward: (prediction (B, ...), target (B, ...)) -> minus the sum of the
+    # rewards, (), and what a mean is taken over: the items, or of texts the tokens that count.
+    loss: Callable[[Any, Any], tuple[Tensor, Tensor | int]] | None = None
 
 
 class Step(NamedTuple):

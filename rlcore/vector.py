@@ -9,23 +9,30 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlcore.types import Example, Spec, Step
+from rlcore.types import Spec, Step
 
 Autoreset = Literal["same_step", "next_step", "disabled"]
 Split = Literal["train", "validation", "test"]
 
 
-class Task(Protocol):
-    """What a one-step environment gives the Dataset source: labelled examples, drawn directly."""
+class Task(ABC):
+    """What a one-step environment gives the Dataset source: labelled examples, drawn directly.
 
-    @property
-    def size(self) -> int:
-        """Return the number of examples of this split."""
-        ...
+    Attributes:
+        size: number of examples of this split.
+        streamed: drawing is slow (files, tokenising), so worker processes do it ahead of time.
+    """
 
-    def draw(self, index: Tensor) -> Example:
-        """Return the examples (B, ...) at ``index`` (B,) int64, on the task's device."""
-        ...
+    size: int
+    streamed: bool = False
+
+    @abstractmethod
+    def draw(self, index: Tensor) -> Any:
+        """Return the items (B, ...), mostly an `Example`, at ``index`` (B,) int64, on the task's device."""
+
+    def augment(self, data: Any, generator: torch.Generator) -> Any:
+        """Return items (B, ...) with their observations varied at random; called on what is learnt from only."""
+        return data
 
 
 class Predictor(Protocol):

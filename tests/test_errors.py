@@ -426,7 +426,7 @@ def test_a_loss_that_explodes_stops_the_run(command: Command) -> None:
 def test_weights_that_overflow_are_never_saved(command: Command) -> None:
     words = ["--optim.lr=1e39", "--optim.momentum=0", "--checkpoint.every=1", "--log.every=100000", "--eval.every=1"]
     told = sentence(command("train", "line", "--out", "run", "--quiet", *words))
-    assert told == "weights 'network.1.weight' became NaN or infinite by update 1; last good checkpoint: none"
+    assert told == "weights 'network.head.weight' became NaN or infinite by update 1; last good checkpoint: none"
     assert not list(Path("run/checkpoints").glob("*"))
 
 

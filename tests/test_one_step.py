@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from envs.one_step import OneStep
+from envs.one_step import OneStep, OneStepTask
 from rlcore.errors import UserError
 from rlcore.types import Example, Spec
 
 
-class Numbers:
+class Numbers(OneStepTask):
     """Example i shows {"x": (i, -i), "image": i} and wants 10 i; the reward is minus the distance."""
 
     spec = Spec(

@@ -56,10 +56,10 @@ def test_the_reward_is_minus_the_loss_and_so_is_its_gradient(name):
     assert env.spec.loss is not None
     reward = env.task.reward(network(obs), target)
     assert torch.equal(step.reward, reward)
-    torch.testing.assert_close(env.spec.loss(network(obs), target), -reward.sum())
+    torch.testing.assert_close(env.spec.loss(network(obs), target)[0], -reward.sum())
     per_item = loss(reduction="none")(network(obs), target).reshape(8)
     torch.testing.assert_close(reward, -per_item, rtol=0, atol=0)
-    ours = torch.autograd.grad(env.spec.loss(network(obs), target) / 8, [*network.parameters()])
+    ours = torch.autograd.grad(env.spec.loss(network(obs), target)[0] / 8, [*network.parameters()])
     theirs = torch.autograd.grad(loss()(network(obs), target), [*network.parameters()])
     assert all(grad.any() for grad in theirs)
     for a, b in zip(ours, theirs, strict=True):

@@ -16,3 +16,4 @@ class SupervisedConfig(AgentConfig):
 
     name: Literal["supervised"] = Field(default="supervised", description="prediction by gradient of the reward")
     network: NetworkConfig = NetworkConfig()
+    tie: bool = Field(default=False, description="texts: the head's weights are those of the embedding of tokens")

@@ -11,7 +11,6 @@ from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import DatasetConfig
 from rlcore.errors import UserError
-from rlcore.recorded import Recorded
 from rlcore.sources.base import Source
 from rlcore.tree import leaves, tmap
 from rlcore.types import Batch
@@ -31,9 +30,9 @@ class Dataset(Source):
         UserError: there is nothing to draw from.
     """
 
-    def __init__(self, env: VectorEnv, config: DatasetConfig, seed: int, task: Task | Recorded | None = None) -> None:
+    def __init__(self, env: VectorEnv, config: DatasetConfig, seed: int, task: Task | None = None) -> None:
         super().__init__(env, seed)
-        self.task: Task | Recorded = env.task if task is None else task
+        self.task: Task = env.task if task is None else task
         if self.task is None:
             raise UserError(
                 "source.name: 'dataset' needs a task with labelled examples, or recorded transitions in source.data; "
@@ -52,7 +51,7 @@ class Dataset(Source):
                 agent.observe(self.task.draw(part).obs)
         if not self._drawn:
             self._draw()
-        data = self._drawn.pop()
+        data = self.task.augment(self._drawn.pop(), self.rng)
         self.cursor += 1
         n = len(next(leaves(data)))
         clock.frames += n
