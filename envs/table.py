@@ -132,7 +132,7 @@ def read(path: str | Path) -> Table:
 
 @functools.lru_cache(maxsize=1)  # a run builds several environments of one table, one a split
 def _read(file: Path, where: str, stamp: tuple[int, int]) -> Table:
-    text = _text(file, where)
+    text = contents(file, where)
     if not text.strip():
         raise UserError(f"{where}: the file is empty, expected a header line and rows")
     first = text.lstrip("\r\n").partition("\n")[0]
@@ -162,7 +162,12 @@ def _read(file: Path, where: str, stamp: tuple[int, int]) -> Table:
     return Table(where, {name: [r[i].strip() for r in rows] for i, name in enumerate(header)}, lines)
 
 
-def _text(file: Path, where: str) -> str:
+def contents(file: Path, where: str, what: str = "CSV file") -> str:
+    """Return a file's text (UTF-8, gzipped or not).
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8.
+    """
     try:
         data = file.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -172,7 +177,7 @@ def _text(file: Path, where: str) -> str:
             f"{where}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{where}: expected a readable CSV file, got {error}") from None
+        raise UserError(f"{where}: expected a readable {what}, got {error}") from None
 
 
 def _header(row: list[str], where: str) -> list[str]:
