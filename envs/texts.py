@@ -147,7 +147,7 @@ class TokenAugmenter:
 
     def _delete(self, tokens: Tensor, p: float, generator: torch.Generator) -> Tensor:
         gone = self._chosen(tokens, p, generator)
-        order = gone.int().argsort(1, stable=True)  # what stays, in order, then what goes
+        order = gone.int().argsort(dim=1, stable=True)  # what stays, in order, then what goes
         return tokens.masked_fill(gone, self.pad).gather(1, order)
 
     def _swap(self, tokens: Tensor, p: float, generator: torch.Generator) -> Tensor:

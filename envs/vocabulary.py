@@ -48,15 +48,14 @@ class Vocabulary:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # "[PAD]" in a text is text
-        found = {
-            role: [i for n in names if (i := tokenizer.token_to_id(n)) is not None] for role, names in NAMES.items()
-        }
+        known = tokenizer.get_vocab()
+        found = {role: [known[name] for name in names if name in known] for role, names in NAMES.items()}
         for role in ("bos", "eos"):
             if not found[role]:
                 raise UserError(f"vocabulary: got no token for {role}, expected one of {', '.join(NAMES[role])}")
         if not found["pad"]:  # GPT-2 has none: one more token
             tokenizer.add_special_tokens(SPECIAL[:1])
-            found["pad"] = [int(tokenizer.token_to_id(SPECIAL[0]))]
+            found["pad"] = [tokenizer.get_vocab()[SPECIAL[0]]]
         self.tokenizer = tokenizer
         self.size = tokenizer.get_vocab_size()
         self.pad, self.bos, self.eos = found["pad"][0], found["bos"][0], found["eos"][0]
