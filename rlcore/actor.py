@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.errors import UserError
 from rlcore.seeding import derive, generator
@@ -71,6 +72,7 @@ class EpisodeMeter:
 
     def flush(self) -> dict[str, float]:
         """Return the mean return, length and success of the episodes finished since the last flush, if any."""
+        distributed.sum_(self.finished)
         total, length, episodes, successes = self.finished.tolist()
         self.finished.zero_()
         if not episodes:
@@ -85,9 +87,10 @@ class Actor:
     def __init__(self, env: VectorEnv, seed: int) -> None:
         self.env = env
         self.seed = seed
-        self.rng = generator(seed, "act", env.device)
+        self.rng = generator(seed, distributed.stream("act"), env.device)
         self.episodes = EpisodeMeter(env.num_envs, env.device)
-        self.obs, self.extras = env.reset(derive(seed, "env") % 2**31)
+        before = sum(distributed.every(env.num_envs)[: distributed.rank()])  # environments of lower ranks
+        self.obs, self.extras = env.reset(derive(seed, "env") % 2**31 + before)
         self.state: Any = None  # built by the first act, which knows the agent
 
     def step(self, agent: Agent, knobs: dict[str, Tensor], random: bool = False) -> Acted:

@@ -11,20 +11,18 @@ from typing import Any, NoReturn
 
 import torch
 
-from rlcore import build, checkpoint, recorded, runs
+from rlcore import build, checkpoint, distributed, recorded, runs
 from rlcore import config as configs
 from rlcore.callbacks import Checkpoint, Evaluate, Log, Stop, Write
 from rlcore.config import Config
-from rlcore.errors import Diverged, UserError, note
+from rlcore.errors import Diverged, UserError
 from rlcore.evaluation import evaluate as play_and_score
 from rlcore.logger import Logger
 from rlcore.progress import Progress
+from rlcore.resuming import resumed, started_from
 from rlcore.run import Run, find_checkpoint, load
 from rlcore.statistics import stratified_bootstrap_ci, summary
 from rlcore.trainer import Trainer
-
-# What may change when a run goes on: nothing that its training depends on, but how far and how it is watched.
-RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop")
 
 RECORD_SEED = 2_000_000  # so that by default nobody learns from the very episodes that evaluations play
 
@@ -57,34 +55,46 @@ def train(
     """
     if init is not None:
         overrides["init"] = str(init)
+    with distributed.joined(str(overrides.get("device", "cpu"))):
+        return _train(recipe, out, resume, quiet, overrides)
+
+
+def _train(recipe: Any, out: str | Path | None, resume: bool, quiet: bool, overrides: Mapping[str, Any]) -> Run:
+    """Prepare a run's folder, or find it, and train in it."""
     if resume:
-        folder, config, saved = _resumed(recipe, out, overrides)
+        folder, config, saved = resumed(recipe, out, overrides)
     else:
         folder, saved = None, None
-        config = _started_from(configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides)))
+        config = started_from(configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides)))
     with _memory():
         trainer = build.trainer(config)
     try:
         if config.init and saved is None:
             trainer.agent.start_from(checkpoint.load(find_checkpoint(Path(config.init))).agent, config.init)
         _require_space(trainer, config, folder or Path(out or "runs"))
-        folder = folder or runs.create(out, config)
-        with runs.locked(folder), Progress(config.budget.frames, quiet=quiet) as progress:
-            runs.write(folder, config)
-            progress.message(f"run: {folder}")
-            if text := _save_data_reports(trainer, folder):
-                progress.message(text)
-            return _train(trainer, config, folder, saved, progress)
+        folder = distributed.first(lambda: folder or runs.create(out, config))
+        with _writer(folder), Progress(config.budget.frames, quiet=quiet or distributed.rank() > 0) as progress:
+            if not distributed.rank():
+                runs.write(folder, config)
+                progress.message(f"run: {folder}")
+                if text := _save_data_reports(trainer, folder):
+                    progress.message(text)
+            return _fit(trainer, config, folder, saved, progress)
     finally:
         trainer.source.env.close()
 
 
-def _train(
+def _writer(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the run's folder, in which rank 0 alone writes."""
+    return contextlib.nullcontext() if distributed.rank() else runs.locked(folder)
+
+
+def _fit(
     trainer: Trainer, config: Config[Any], folder: Path, saved: checkpoint.Checkpoint | None, progress: Progress
 ) -> Run:
     """Train to the end of the budget, then evaluate and write result.json."""
     checkpoints = folder / "checkpoints"
-    logger = Logger(folder, resume_frames=saved.frames if saved else None)
+    logger = None if distributed.rank() else Logger(folder, resume_frames=saved.frames if saved else None)
     evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
     trainer.callbacks = [
         Log(config.log.every),
@@ -113,14 +123,15 @@ def _train(
             evaluation.close()
 
 
-def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger) -> Run:
+def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger | None) -> Run:
     """Evaluate what was saved last, as anyone may later, and write the result."""
-    run = load(folder)
-    final = run.evaluate()
-    numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
-    logger.hparams(configs.flatten(config.model_dump(mode="json")), numbers, trainer.clock.frames)
-    run.result = _write_result(trainer, folder, {"status": "finished", "evaluation": final})
-    return run
+    if logger is not None:
+        final = load(folder).evaluate()
+        numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
+        logger.hparams(configs.flatten(config.model_dump(mode="json")), numbers, trainer.clock.frames)
+        _write_result(trainer, folder, {"status": "finished", "evaluation": final})
+    distributed.together()
+    return load(folder)
 
 
 def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
@@ -128,8 +139,9 @@ def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
     # A signal to the whole group may take an environment's process, and a step fails.
     interrupted = isinstance(error, KeyboardInterrupt) or (trainer.interrupted and not isinstance(error, UserError))
     how = {"status": "interrupted"} if interrupted else {"status": "failed", "error": str(error) or repr(error)}
-    with contextlib.suppress(UserError):
-        _write_result(trainer, folder, how)
+    if not distributed.rank():
+        with contextlib.suppress(UserError):
+            _write_result(trainer, folder, how)
     last = checkpoint.latest(folder / "checkpoints")
     if interrupted:
         frames = int(last.name) if last else 0
@@ -139,13 +151,12 @@ def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
     raise error
 
 
-def _write_result(trainer: Trainer, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+def _write_result(trainer: Trainer, folder: Path, result: dict[str, Any]) -> None:
     clock = trainer.clock
     result = {**result, "frames": clock.frames, "updates": clock.updates, "train_seconds": trainer.train_seconds}
     if trainer.stopping:
         result["stopped"] = trainer.stopping
     runs.write_json(folder / "result.json", result)
-    return result
 
 
 def _require_space(trainer: Trainer, config: Config[Any], folder: Path) -> None:
@@ -191,60 +202,6 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _resumed(
-    recipe: str | Path | Mapping[str, Any] | None, out: str | Path | None, overrides: Mapping[str, Any]
-) -> tuple[Path, Config[Any], checkpoint.Checkpoint | None]:
-    """Return the folder of the run that goes on, its settings, and where it had come to."""
-    if out is None and isinstance(recipe, (str, Path)) and (Path(recipe) / "config.yaml").is_file():
-        out, recipe = recipe, None
-    folder = runs.resolve_one(out or "latest")
-    newest = checkpoint.latest(folder / "checkpoints", note)
-    saved = checkpoint.load(newest) if newest else None
-    old = configs.validate(configs.read(folder), str(folder / "config.yaml"))
-    config = _resumed_config(folder, old, recipe, overrides, saved.frames if saved else 0)
-    if saved is not None and (old.stop, old.budget.frames) != (config.stop, config.budget.frames):
-        saved.state["stopping"] = None  # what ended it no longer holds
-    return folder, config, saved
-
-
-def _resumed_config(
-    folder: Path, old: Config[Any], recipe: Any, overrides: Mapping[str, Any], frames: int
-) -> Config[Any]:
-    """Return the settings of a run that goes on from ``frames``, with what may change changed."""
-    new = configs.validate(configs.override(configs.read(folder if recipe is None else recipe), overrides))
-    if recipe is not None:
-        new = _started_from(new)
-    was, now = (configs.flatten(config.model_dump(mode="json")) for config in (old, new))
-    for name in sorted({*was, *now}):
-        before, after = was.get(name), now.get(name)
-        free = name == "recipe" or any(f"{name}.".startswith(f"{part}.") for part in RESUMABLE)
-        inherited = name == "budget.horizon" and after is None
-        if before != after and not free and not inherited and before != {} and after != {}:
-            got, had = ("nothing" if value in (None, "") else repr(value) for value in (after, before))
-            raise UserError(
-                f"{name}: got {got}, but {folder} was trained with {had}; a resumed run may change only "
-                f"{', '.join(RESUMABLE)} (to start from its weights use --init)"
-            )
-    if new.budget.frames < min(frames, old.budget.frames):
-        raise UserError(f"budget.frames: got {new.budget.frames}, but {folder} has come to frame {frames} already")
-    # Schedules keep running over what they ran over: an extended run holds their last values.
-    same = new.budget.frames == old.budget.frames
-    horizon = old.budget.horizon if same else old.budget.horizon or old.budget.frames
-    budget = new.budget.model_copy(update={"horizon": horizon})
-    return new.model_copy(update={"budget": budget, "recipe": old.recipe})
-
-
-def _started_from(config: Config[Any]) -> Config[Any]:
-    """Return the settings with the preprocessing of the run that the weights come from, if there is one."""
-    if not config.init:
-        return config
-    elder = runs.resolve_one(config.init)
-    env = config.env
-    if configs.read(elder).get("env", {}).get("id") == env.id:
-        env = env.model_copy(update={"kwargs": {**env.kwargs, **runs.read_json(elder / "fitted.json")}})
-    return config.model_copy(update={"env": env, "init": str(elder)})
 
 
 def _save_data_reports(trainer: Trainer, folder: Path) -> str:

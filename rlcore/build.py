@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from rlcore import recorded, registry
+from rlcore import distributed, recorded, registry
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import Config, DatasetConfig, EnvConfig, ReplayConfig, RolloutConfig
@@ -100,7 +100,7 @@ def trainer(config: Config[Any]) -> Trainer:
     """Build everything but the callbacks."""
     torch.set_num_threads(config.threads)
     device(config.device)
-    train_env = env(config.env, config.device)
+    train_env = env(config.env, config.device, num_envs=distributed.shared(config.env.num_envs, "env.num_envs"))
     built = agent(config, train_env.spec)
     budget = config.budget
     return Trainer(
@@ -108,5 +108,5 @@ def trainer(config: Config[Any]) -> Trainer:
         source(config, train_env, built),
         Optim(built, config.optim),
         Clock(budget.frames, budget.horizon or budget.frames),
-        seed=derive(config.seed, "torch"),
+        seed=derive(config.seed, distributed.stream("torch")),
     )

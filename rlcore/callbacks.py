@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlcore import checkpoint
+from rlcore import checkpoint, distributed
 from rlcore.config import CheckpointConfig, EvalConfig, StopConfig
 from rlcore.errors import Diverged, UserError, nearest
 from rlcore.evaluation import evaluate
@@ -50,7 +50,7 @@ class Log:
     def log(self, trainer: Trainer) -> None:
         """Read the meters: the one place where training waits for its numbers."""
         clock = trainer.clock
-        values = trainer.source.statistics() | trainer.meter.flush()
+        values = distributed.mean(trainer.source.statistics() | trainer.meter.flush())
         values |= {name: schedule(clock.progress) for name, schedule in trainer.agent.schedules().items()}
         groups = list(trainer.optim.groups)
         for group in groups:
@@ -141,16 +141,17 @@ class Stop:
 
 
 class Write:
-    """Hand the row to the logger and the progress bar."""
+    """Hand the row to the logger (None: another rank's) and the progress bar."""
 
-    def __init__(self, logger: Logger, progress: Progress) -> None:
+    def __init__(self, logger: Logger | None, progress: Progress) -> None:
         self.logger, self.progress = logger, progress
 
     def maybe(self, trainer: Trainer) -> None:
         """Write what the callbacks before this one put down."""
         row, clock = trainer.row, trainer.clock
         if row:
-            self.logger.write(clock.frames, {"updates": clock.updates, **row})
+            if self.logger is not None:
+                self.logger.write(clock.frames, {"updates": clock.updates, **row})
             trainer.row = {}
         self.progress.update(clock.frames, row)
 
@@ -179,6 +180,8 @@ class Checkpoint:
     def save(self, trainer: Trainer) -> None:
         """Save, unless training has met NaN or infinity; drop old checkpoints."""
         check_finite(trainer)
-        saved = checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), trainer.state_dict())
-        checkpoint.prune(saved, self.config.keep)
+        state = trainer.state_dict()  # gathers that of all ranks
+        if not distributed.rank():
+            saved = checkpoint.save(self.folder, trainer.clock.frames, trainer.agent.state_dict(), state)
+            checkpoint.prune(saved, self.config.keep)
         self.last = trainer.clock.frames

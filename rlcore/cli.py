@@ -153,8 +153,9 @@ def train(argv: list[str]) -> None:
         configs.validate(configs.override(configs.read(config or "cartpole_dqn"), settings))
     from rlcore import api
 
-    run = api.train(config, out=options.out, resume=options.resume, quiet=options.quiet, **settings)
-    if not options.quiet:
+    quiet = options.quiet or os.environ.get("RANK", "0") != "0"  # of torchrun's ranks the first one speaks
+    run = api.train(config, out=options.out, resume=options.resume, quiet=quiet, **settings)
+    if not quiet:
         print(_report(str(run.path), run.result["evaluation"]))
         why = f" (stopped: {run.result['stopped']})" if "stopped" in run.result else ""
         seconds = run.result["train_seconds"]

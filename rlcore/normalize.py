@@ -19,6 +19,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlcore import distributed
+
 
 class Moments(nn.Module):
     """Count, mean and sum of squared deviations of all items of one shape ever seen, in float64."""
@@ -39,9 +41,11 @@ class Moments(nn.Module):
         x = x.double()
         mask = x.new_ones(len(x)) if valid is None else valid.double()
         weight = mask.view(-1, *[1] * (x.dim() - 1))  # (M, 1, ...)
-        count = mask.sum()
-        mean = (x * weight).sum(0) / count.clamp(min=1)
+        count, sums = mask.sum(), (x * weight).sum(0)
+        distributed.sum_(count, sums)
+        mean = sums / count.clamp(min=1)
         squares = ((x - mean).square() * weight).sum(0)
+        distributed.sum_(squares)
         delta, total = mean - self.mean, (self.count + count).clamp(min=1)
         self.mean += delta * (count / total)
         self.squares += squares + delta.square() * (self.count * count / total)

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
+from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
+from rlcore.errors import UserError
 from rlcore.logger import Meter
 from rlcore.optim import Optim
 from rlcore.sources import Source
@@ -71,8 +73,10 @@ class Trainer:
         with self.training():
             while not (self.clock.done or self.stopping or self.interrupted):
                 self.iterate()
+                self.interrupted = distributed.anywhere(self.interrupted)  # ranks go on or stop together
                 for callback in self.callbacks:
                     callback.maybe(self)
+                self.stopping = next(filter(None, distributed.every(self.stopping)), None)
             for callback in self.callbacks:
                 callback.end(self)
         self.check_finite()
@@ -119,8 +123,8 @@ class Trainer:
         self.meter.check()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a continuation needs beside the agent's own state_dict."""
-        return {
+        """Return all that a continuation needs beside the agent's own state_dict; on rank 0 that of all ranks."""
+        own = {
             "optim": self.optim.state_dict(),
             "source": self.source.state_dict(),
             "clock": self.clock.state_dict(),
@@ -130,14 +134,25 @@ class Trainer:
             "stopping": self.stopping,
             "callbacks": [getattr(callback, "state_dict", dict)() for callback in self.callbacks],
         }
+        return {**own, "others": distributed.gathered(own)[1:]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``state_dict`` was called."""
+        """Continue exactly where ``state_dict`` was called.
+
+        Raises:
+            UserError: it was called with another number of ranks, and the source's state belongs to single ranks.
+        """
+        ranks = [state, *state["others"]]
+        same = len(ranks) == distributed.size()
+        if not same and not self.source.any_ranks:
+            raise UserError(f"the checkpoint is that of {len(ranks)} ranks; expected --nproc-per-node {len(ranks)}")
+        state = ranks[distributed.rank() if same else 0]
         self.optim.load_state_dict(state["optim"])
         self.source.load_state_dict(state["source"])
         self.clock.load_state_dict(state["clock"])
         self.meter.load_state_dict(state["meter"])
-        self._stream = state["torch_rng"]
+        if same or not distributed.rank():  # a new rank begins its own
+            self._stream = state["torch_rng"]
         if self._streaming:
             _set_global_stream(self._stream)
         self.train_seconds = state["train_seconds"]

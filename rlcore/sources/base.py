@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rlcore import distributed
 from rlcore.actor import Acted, Actor
 from rlcore.agent import Agent
 from rlcore.clock import Clock
@@ -24,9 +25,11 @@ from rlcore.vector import VectorEnv
 class Source(ABC):
     """Yields the batches of one iteration at a time and owns all that they depend on."""
 
-    def __init__(self, env: VectorEnv, seed: int) -> None:
+    any_ranks: ClassVar[bool] = False  # True: the state is that of all ranks, so another number of them can go on
+
+    def __init__(self, env: VectorEnv, seed: int, stream: str = "source") -> None:
         self.env = env
-        self.rng = generator(seed, "source", env.device)
+        self.rng = generator(seed, stream, env.device)
         self.knobs: dict[str, Tensor] = {}
         self.meter = Meter()  # watches observations and rewards for NaN and infinity, by frame
 
@@ -80,8 +83,9 @@ class Acting(Source):
     stores: ClassVar[bool] = False  # True: rewards are kept unscaled, and scaled when they are drawn
 
     def __init__(self, env: VectorEnv, seed: int, reward: Reward = "raw") -> None:
-        super().__init__(env, seed)
+        super().__init__(env, seed, distributed.stream("source"))
         self.actor = Actor(env, seed)
+        self.num_envs = distributed.total(env.num_envs)  # of all ranks
         self.reward = reward
         self.scale = RewardScale(env.num_envs).to(env.device)
 
@@ -89,7 +93,7 @@ class Acting(Source):
         """Act once in every environment and count the frames; the step's reward is the one to keep."""
         acted = self.actor.step(agent, self.knobs, random)
         valid = acted.step.valid
-        clock.frames += self.env.num_envs if self.env.always_valid else int(valid.sum())
+        clock.frames += self.num_envs if self.env.always_valid else distributed.total(int(valid.sum()))
         for leaf in leaves(acted.step.next_obs):
             if leaf.is_floating_point():
                 self.meter.watch(clock.frames, "observation", leaf.sum())

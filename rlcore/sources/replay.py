@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore import distributed
 from rlcore.actor import Acted, is_empty, random_actions
 from rlcore.agent import Agent
 from rlcore.clock import Clock
@@ -49,12 +50,13 @@ class Replay(Acting):
         self.save_buffer = save_buffer
         self.sequence = agent.sequence if agent else 0
         memory = agent.initial_state(env.num_envs) if agent and agent.sequence else ()
-        sizes = (config.capacity, env.num_envs, self._layout(memory), env.device)
+        capacity = config.capacity * env.num_envs // self.num_envs
+        sizes = (capacity, env.num_envs, self._layout(memory), env.device)
         self.buffer = FrameBuffer(*sizes, config.frame_stack) if config.frame_stack else ReplayBuffer(*sizes)
-        if config.capacity // env.num_envs < self.sequence:
+        if capacity // env.num_envs < self.sequence:
             raise UserError(
-                f"source.capacity: got {config.capacity}, expected at least {self.sequence * env.num_envs}: "
-                f"{env.num_envs} environments with {self.sequence} steps each, a sequence"
+                f"source.capacity: got {config.capacity}, expected at least {self.sequence * self.num_envs}: "
+                f"{self.num_envs} environments with {self.sequence} steps each, a sequence"
             )
         self.prioritized = self.hindsight = None
         if config.prioritized:
@@ -67,7 +69,8 @@ class Replay(Acting):
         if agent:
             self._check(agent)
         self.beta = 0.0  # of the batches being drawn
-        self.steps = max(1, config.frames_per_iteration // env.num_envs)
+        self.batch_size = distributed.shared(config.batch_size, "source.batch_size")
+        self.steps = max(1, config.frames_per_iteration // self.num_envs)
         self.starts = config.learning_starts  # frames at which learning starts, or starts again
         self.updates = 0  # batches yielded since then
         self._lost = False  # resumed without a buffer
@@ -91,7 +94,7 @@ class Replay(Acting):
             chunk = 1 if self.prioritized or self.sequence else min(due, 64)
             for data, index in self._sample(agent, chunk):
                 self.updates += 1
-                yield Batch(data, knobs, agent.noise("loss", config.batch_size, self.rng), index)
+                yield Batch(data, knobs, agent.noise("loss", self.batch_size, self.rng), index)
             due -= chunk
 
     def _check(self, agent: Agent) -> None:
@@ -102,7 +105,7 @@ class Replay(Acting):
 
     def _sample(self, agent: Agent, batches: int) -> list[tuple[Any, Tensor]]:
         """Choose, assemble and relabel that many batches: pairs of data and slots."""
-        count, weight = self.config.batch_size * batches, None
+        count, weight = self.batch_size * batches, None
         if self.prioritized:
             index, weight = self.prioritized.draw(count, self.rng, self.beta)
         else:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from rlcore import distributed
 from rlcore.actor import Acted
 from rlcore.agent import Agent
 from rlcore.clock import Clock
@@ -26,7 +26,7 @@ class Rollout(Acting):
     def __init__(self, env: VectorEnv, config: RolloutConfig, seed: int) -> None:
         super().__init__(env, seed, config.reward)
         self.config = config
-        self.stopped: Tensor | bool = False
+        self.stopped = False
         items = config.horizon * env.num_envs
         if config.minibatches > items:
             raise UserError(
@@ -51,16 +51,16 @@ class Rollout(Acting):
             if not self.env.always_valid and count == len(valid):  # items are steps, not sequences
                 order = order[valid[order]]
             for index in order.tensor_split(self.config.minibatches):
-                if not len(index):
+                if not len(index) and distributed.size() == 1:  # else another rank may have items
                     continue
                 items = agent.minibatch(tmap(lambda x, i=index: x.index_select(0, i), data))
                 yield Batch(items, knobs, agent.noise("loss", len(index), self.rng))
-                if self.stopped is not False and bool(self.stopped):
+                if self.stopped:
                     return
 
     def feedback(self, batch: Batch, out: Loss) -> None:
-        """Remember the wish to stop this iteration."""
-        self.stopped = out.stop
+        """Remember the wish to stop this iteration, of any rank."""
+        self.stopped = out.stop if out.stop is False else distributed.anywhere(bool(out.stop))
 
 
 def _stack(acted: list[Acted]) -> RolloutData:
