@@ -145,7 +145,9 @@ class Trainer:
         ranks = [state, *state["others"]]
         same = len(ranks) == distributed.size()
         if not same and not self.source.any_ranks:
-            raise UserError(f"the checkpoint is that of {len(ranks)} ranks; expected --nproc-per-node {len(ranks)}")
+            raise UserError(
+                f"ranks: got {distributed.size()}, expected {len(ranks)}, those that the checkpoint was saved by"
+            )
         state = ranks[distributed.rank() if same else 0]
         self.optim.load_state_dict(state["optim"])
         self.source.load_state_dict(state["source"])
