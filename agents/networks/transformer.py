@@ -18,7 +18,8 @@ from agents.networks.attention import KeysValues, seen_by_all, seen_by_later
 from agents.networks.encode import Network
 from agents.networks.positions import Positions, Rotation
 from agents.networks.text_model import TextModel, last, places, require_tokens
-from agents.networks.transformer_blocks import Options, Sight, Stack, require_known, takes_options
+from agents.networks.transformer_blocks import Sight, Stack
+from agents.networks.transformer_options import Options, require_known, takes_options
 from rlcore.errors import UserError
 
 POOLS = ("mean", "first", "max")
@@ -85,7 +86,7 @@ def pooled(features: Tensor, mask: Tensor | None, pool: str) -> Tensor:
     return features.gather(1, first.expand(-1, 1, features.shape[2])).squeeze(1)
 
 
-@takes_options
+@takes_options()
 class Encoder(Transformer):
     """Reads a text: tokens (B, T), all of which see one another, to features (B, width).
 
@@ -115,7 +116,7 @@ def storage(like: Tensor, options: Options, items: int, places: int) -> tuple[Ke
     return tuple((like.new_zeros(shape), like.new_zeros(shape)) for _ in range(options.layers))
 
 
-@takes_options
+@takes_options()
 class Decoder(Transformer, TextModel):
     """Writes: tokens (B, T), each of which sees those before it, to features (B, T, width).
 
@@ -188,7 +189,7 @@ class Decoder(Transformer, TextModel):
         }
 
 
-@takes_options
+@takes_options()
 class EncoderDecoder(Transformer, TextModel):
     """Reads a prompt, each token of which sees all others, and writes a completion; one vocabulary serves both.
 
