@@ -74,8 +74,12 @@ class OneStep(VectorEnv):
 
     def _rows(self) -> Tensor:
         if self.split == "train":
-            return (uniforms(mix(self._seeds), self._episode, 1)[:, 0] * self.task.size).long()
+            return (uniforms(mix(self._streams()), self._episode, 1)[:, 0] * self.task.size).long()
         return (self._seeds + self._episode) % self.task.size
+
+    def _streams(self) -> Tensor:
+        """Return the seeds (N,) whose training rows the environments show: their own."""
+        return self._seeds
 
     def reset(
         self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None
