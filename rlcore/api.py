@@ -124,7 +124,7 @@ def _fit(
 
 
 def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger | None) -> Run:
-    """Evaluate what was saved last, as anyone may later, and write the result."""
+    """Evaluate what was saved last (or best, as eval.use says), as anyone may later, and write the result."""
     if logger is not None:
         final = load(folder).evaluate()
         numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
@@ -220,7 +220,7 @@ def evaluate(
     paths: Sequence[str | Path] | str | Path,
     episodes: int | None = None,
     seed: int | None = None,
-    which: str = "last",
+    which: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate one run, or several as a study.
 
@@ -228,7 +228,7 @@ def evaluate(
         paths: run folders, globs, or ``latest``.
         episodes: per run; default: the run's eval.final_episodes (tasks: the held-out split).
         seed: episode i starts from seed + i; default: the run's eval.final_seed.
-        which: the checkpoint: last, best or a frame.
+        which: the checkpoint: last, best or a frame; default: the run's eval.use.
 
     Returns:
         One run: as `rlcore.evaluation.evaluate`. Several: the statistics over the runs' mean returns,
@@ -258,7 +258,7 @@ def record(
     to: str | Path,
     episodes: int | None = None,
     seed: int | None = None,
-    which: str = "last",
+    which: str | None = None,
     explore: bool = False,
 ) -> dict[str, Any]:
     """Play a run's episodes as `evaluate` does, and write their steps to a file or a Minari data set.

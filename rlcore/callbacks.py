@@ -73,14 +73,22 @@ class Log:
 
 
 class Evaluate:
-    """Every so many frames, play seeded episodes in an own environment (None: never); keep the best agent."""
+    """Every so many frames, play seeded episodes in an own environment (None: never); keep the best agent.
+
+    What is best is said by ``eval.best``, the name of one of the logged numbers, and ``eval.best_mode``.
+    """
 
     def __init__(self, env: VectorEnv | None, config: EvalConfig, checkpoints: Path | None = None) -> None:
         self.env, self.config, self.checkpoints = env, config, checkpoints
-        self.best = -math.inf
+        self.by = [config.best, config.best_mode]
+        self.best: float | None = None
 
     def maybe(self, trainer: Trainer) -> None:
-        """Evaluate when due."""
+        """Evaluate when due.
+
+        Raises:
+            UserError: evaluations have no number ``eval.best``.
+        """
         if self.env is None or not trainer.clock.due(self.config.every):
             return
         check_finite(trainer)
@@ -88,35 +96,46 @@ class Evaluate:
         result = evaluate(trainer.agent, self.env, self.env.episodes or config.episodes, config.seed, config.max_steps)
         names = {"mean": "return_mean", "iqm": "return_iqm", "ci_low": "return_ci_low", "ci_high": "return_ci_high"}
         unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
-        for name, value in result.items():
-            if name not in unlogged:
-                trainer.row[f"eval/{names.get(name, name)}"] = value
-        # The later of equals has learnt more.
-        if self.checkpoints and result["mean"] >= self.best:
-            self.best = result["mean"]
+        values = {names.get(name, name): value for name, value in result.items() if name not in unlogged}
+        trainer.row |= {f"eval/{name}": value for name, value in values.items()}
+        if self.checkpoints:
+            self._keep(trainer, self.checkpoints, values)
+
+    def _keep(self, trainer: Trainer, folder: Path, values: dict[str, float]) -> None:
+        """Save the agent as the best if it is."""
+        if self.config.best not in values:
+            raise UserError(f"eval.best: '{self.config.best}' is not evaluated{nearest(self.config.best, values)}")
+        value, sign = values[self.config.best], 1 if self.config.best_mode == "max" else -1
+        # The later of equals has learnt more; NaN is never best.
+        if sign * value >= (-math.inf if self.best is None else sign * self.best):
+            self.best = value
             state = {"best": self.best, "clock": trainer.clock.state_dict()}
-            checkpoint.save(self.checkpoints, trainer.clock.frames, trainer.agent.state_dict(), state, name="best")
+            if not distributed.rank():
+                checkpoint.save(folder, trainer.clock.frames, trainer.agent.state_dict(), state, name="best")
 
     def end(self, trainer: Trainer) -> None:
         """Do nothing: the run's own final evaluation follows."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
-        return {"best": self.best}
+        return {"best": self.best, "by": self.by}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the best score."""
-        self.best = state["best"]
+        """Restore the best score, if it was chosen by the same."""
+        if state["by"] == self.by:
+            self.best = state["best"]
 
 
 _EPISODIC = ("train/episode_return", "train/episode_length")  # an interval may see no episode end
 
 
 class Stop:
-    """End the run when a logged number reaches a threshold."""
+    """End the run when a logged number reaches a threshold, or has not improved for a while."""
 
     def __init__(self, config: StopConfig) -> None:
         self.config = config
+        self.best: float | None = None
+        self.since = 0  # looks since the best
 
     def maybe(self, trainer: Trainer) -> None:
         """Look at the row, where the number is fresh or absent.
@@ -124,20 +143,39 @@ class Stop:
         Raises:
             UserError: there is no such number among those of its kind.
         """
-        metric = self.config.metric
+        metric, patience = self.config.metric, self.config.patience
         value = trainer.row.get(metric)
         if value is None:
-            kind = [name for name in trainer.row if metric and name.startswith(metric.split("/")[0] + "/")]
-            if kind and metric not in _EPISODIC:
-                known = {*kind, *(name for name in _EPISODIC if metric.startswith("train/"))}
-                raise UserError(f"stop.metric: '{metric}' is not logged{nearest(metric, known)}")
-            return
+            return self._require_known(trainer.row)
         sign = 1 if self.config.mode == "max" else -1
-        if sign * value >= sign * self.config.threshold:
+        if self.best is None or sign * value > sign * self.best + self.config.min_delta:
+            self.best, self.since = value, 0
+        else:
+            self.since += 1
+        if self.config.threshold is not None and sign * value >= sign * self.config.threshold:
             trainer.stopping = f"{metric} reached {value:.6g}"
+        elif patience and self.since >= patience:
+            trainer.stopping = f"{metric} has not improved on {self.best:.6g} for {self.since} looks"
+
+    def _require_known(self, row: dict[str, float]) -> None:
+        metric = self.config.metric
+        kind = {name for name in row if metric and name.startswith(metric.split("/")[0] + "/")}
+        learnt = any(name.startswith("train/loss") for name in row)  # what updates log is there
+        if kind and metric not in _EPISODIC and (learnt or not metric.startswith("train/")):
+            known = {*kind, *(name for name in _EPISODIC if metric.startswith("train/"))}
+            raise UserError(f"stop.metric: '{metric}' is not logged{nearest(metric, known)}")
 
     def end(self, trainer: Trainer) -> None:
         """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best so far and how long ago that was."""
+        return {"metric": self.config.metric, "mode": self.config.mode, "best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on waiting, if it is for the same."""
+        if (state["metric"], state["mode"]) == (self.config.metric, self.config.mode):
+            self.best, self.since = state["best"], state["since"]
 
 
 class Write:

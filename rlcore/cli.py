@@ -76,7 +76,8 @@ class Parser(argparse.ArgumentParser):
 
     def checkpoint(self) -> None:
         """Add --checkpoint."""
-        self.add_argument("--checkpoint", default="last", metavar="last|best|FRAME", help="which checkpoint [last]")
+        text = "which checkpoint [the run's eval.use: last]"
+        self.add_argument("--checkpoint", metavar="last|best|FRAME", help=text)
 
     def json(self) -> None:
         """Add --json."""

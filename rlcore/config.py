@@ -11,40 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from rlcore import plain_yaml, registry
 from rlcore.errors import UserError, nearest
-from rlcore.fields import explain
+from rlcore.fields import Model, explain, flatten
 from rlcore.schedules import Annealed, Schedule
-
-
-class Model(BaseModel):
-    """Base of all settings: unknown keys, NaN and infinity are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _over_defaults(cls, raw: Any) -> Any:
-        """Let a nested mapping change the fields that it names and no others of the field's own default."""
-        if not isinstance(raw, Mapping):
-            return raw
-        merged = dict(raw)
-        for name, info in cls.model_fields.items():
-            value, default = raw.get(name), info.default
-            if isinstance(value, Mapping) and isinstance(default, BaseModel):
-                kind = getattr(default, "name", None)
-                if value.get("name", kind) == kind:
-                    merged[name] = {**default.model_dump(), **value}
-        return merged
+from rlcore.training_config import EvalConfig, OptimConfig, StopConfig
 
 
 class EnvConfig(Model):
@@ -129,28 +106,9 @@ class DatasetConfig(Model):
     name: Literal["dataset"] = Field(default="dataset", description="kind of source")
     batch_size: int = Field(default=32, ge=0, description="examples per update; 0: the whole training split")
     shuffle: bool = Field(default=True, description="a new order every epoch")
+    workers: int = Field(default=2, ge=0, description="processes that read a streamed task's batches ahead; 0: none")
     data: str = Field(
         default="", description="recorded transitions, FILE.npz or minari:ID; empty: the task's labelled examples"
-    )
-
-
-class OptimConfig(Model):
-    """The optimiser; one instance per parameter group of the agent."""
-
-    name: Literal["sgd", "adam", "adamw", "rmsprop", "radam", "adagrad"] = Field(
-        default="adam", description="optimiser"
-    )
-    lr: float = Field(default=1e-3, gt=0, description="learning rate")
-    schedule: Schedule = Field(default=Schedule(), description="factor on the learning rate over the run")
-    weight_decay: float = Field(default=0.0, ge=0, description="weight decay (decoupled for adamw)")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of sgd and rmsprop")
-    eps: float = Field(default=1e-8, gt=0, description="added to denominators (not used by sgd)")
-    clip: float = Field(default=0.0, ge=0, description="largest gradient norm of a group; 0: no clipping")
-    accumulate: int = Field(
-        default=1, ge=1, description="batches summed into one update; updates_per_frame counts batches"
-    )
-    groups: dict[str, dict[str, Any]] = Field(
-        default={}, description="own values of one parameter group, as optim.groups.NAME.lr"
     )
 
 
@@ -159,17 +117,6 @@ class BudgetConfig(Model):
 
     frames: int = Field(default=50_000, ge=1, description="environment frames (examples drawn, for supervised tasks)")
     horizon: int | None = Field(default=None, ge=1, description="frames that schedules run over [budget.frames]")
-
-
-class EvalConfig(Model):
-    """Evaluation during training (its best checkpoint is kept) and at the end."""
-
-    every: int = Field(default=10_000, ge=0, description="frames between evaluations; 0: never")
-    episodes: int = Field(default=20, ge=1, description="episodes per evaluation during training")
-    seed: int = Field(default=1_000_000, ge=0, description="base seed of evaluations that choose the best checkpoint")
-    max_steps: int = Field(default=30_000, ge=1, description="steps after which an episode counts as it stands")
-    final_episodes: int = Field(default=100, ge=1, description="episodes of the evaluation at the end")
-    final_seed: int = Field(default=10_000, ge=0, description="base seed of the evaluation at the end")
 
 
 class LogConfig(Model):
@@ -184,26 +131,6 @@ class CheckpointConfig(Model):
     every: int = Field(default=10_000, ge=0, description="frames between checkpoints; 0: only at the end")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best one")
     buffer: bool = Field(default=True, description="include the replay buffer; without it a resume is not exact")
-
-
-class StopConfig(Model):
-    """Stop before the budget is spent."""
-
-    metric: str = Field(default="", description="a logged name, for example eval/return_mean; empty: never")
-    threshold: float = Field(default=0.0, description="stop when the metric reaches this value")
-    mode: Literal["max", "min"] = Field(default="max", description="stop at or above (max) or at or below (min)")
-
-    @field_validator("metric", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return "" if value is None else value  # what --stop.metric= says
-
-    @field_validator("metric")
-    @classmethod
-    def _logged(cls, value: str) -> str:
-        if not re.match(r"$|(train|eval|time)/.", value):
-            raise ValueError("a logged name, such as eval/return_mean or train/episode_return")
-        return value
 
 
 SourceConfig = Annotated[ReplayConfig | RolloutConfig | DatasetConfig, Field(discriminator="name")]
@@ -303,17 +230,6 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping's leaves by dotted name; an empty mapping is a leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def agent_config(name: str) -> type[AgentConfig]:
     """Return the Config class of a registered agent, importing torch only for agents of other packages."""
     if name in registry.names("configs"):
@@ -345,6 +261,8 @@ def validate(raw: Mapping[str, Any], where: str = "") -> Config[Any]:
         raise UserError(f"{where}source.name: got '{got}', expected {kinds} for agent '{agent['name']}'")
     if config.stop.metric.startswith("eval/") and not config.eval.every:
         raise UserError(f"{where}stop.metric: '{config.stop.metric}' needs evaluations; expected eval.every above 0")
+    if config.eval.use == "best" and not 0 < config.eval.every <= config.budget.frames:
+        raise UserError(f"{where}eval.use: 'best' needs evaluations; expected eval.every from 1 to budget.frames")
     return config
 
 

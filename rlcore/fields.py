@@ -1,13 +1,45 @@
-"""Walk through the settings' models: what fields there are, what they mean and default to, what is wrong with them."""
+"""The base of the settings' models, and a walk through them: what fields there are, what they mean, what is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlcore.errors import nearest
+
+
+class Model(BaseModel):
+    """Base of all settings: unknown keys, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, raw: Any) -> Any:
+        """Let a nested mapping change the fields that it names and no others of the field's own default."""
+        if not isinstance(raw, Mapping):
+            return raw
+        merged = dict(raw)
+        for name, info in cls.model_fields.items():
+            value, default = raw.get(name), info.default
+            if isinstance(value, Mapping) and isinstance(default, BaseModel):
+                kind = getattr(default, "name", None)
+                if value.get("name", kind) == kind:
+                    merged[name] = {**default.model_dump(), **value}
+        return merged
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping's leaves by dotted name; an empty mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def fields(model: type[BaseModel], prefix: str = "", values: Any = None) -> Iterator[tuple[str, Any, str]]:

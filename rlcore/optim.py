@@ -1,9 +1,22 @@
-"""From a loss to a weight change: backward, accumulate, clip, schedule, step. One optimiser per parameter group."""
+"""From a loss to a weight change: backward, accumulate, clip, schedule, step. One optimiser per parameter group.
+
+An update of a group whose batches gave losses sum_i L_i over n items in all:
+
+    g = d/dw [ sum_i L_i / n  +  l1 * sum |w|  +  l2 / 2 * sum w^2 ]
+    g <- g * min(1, clip / ||g||),  or  g held within [-clip_value, clip_value]
+    w <- step(w, g, lr * schedule(progress) * factor(w), weight_decay)
+
+The penalties count once an update, however many items or batches it has; they act on what weight decay acts on, are no
+part of the logged loss, and differ from it in being clipped and scaled by the optimiser as any gradient is (AdamW's
+weight decay is neither). ||g|| is over the whole group, whatever the factors of its parameters.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,14 +28,15 @@ from rlcore.clock import Clock
 from rlcore.config import OptimConfig
 from rlcore.errors import UserError, nearest
 from rlcore.fields import explain
+from rlcore.parameters import decays, factors, learning
 from rlcore.types import Batch, Loss
 
 OPTIMIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # by name: torch's class, the settings it takes
     "sgd": (torch.optim.SGD, ("momentum",)),
-    "adam": (torch.optim.Adam, ("eps",)),
-    "adamw": (torch.optim.AdamW, ("eps",)),
+    "adam": (torch.optim.Adam, ("betas", "eps")),
+    "adamw": (torch.optim.AdamW, ("betas", "eps")),
     "rmsprop": (torch.optim.RMSprop, ("momentum", "eps")),
-    "radam": (torch.optim.RAdam, ("eps",)),
+    "radam": (torch.optim.RAdam, ("betas", "eps")),
     "adagrad": (torch.optim.Adagrad, ("eps",)),
 }
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
@@ -45,27 +59,50 @@ def flatten_parameters(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     return flat
 
 
-def make_optimizer(flat: nn.Parameter, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the named torch optimiser over one flat parameter."""
+def make_optimizer(
+    segments: Sequence[nn.Parameter], decay: Sequence[bool], config: OptimConfig
+) -> torch.optim.Optimizer:
+    """Build the named torch optimiser over flat segments, with weight decay on those that ``decay`` tells."""
     cls, options = OPTIMIZERS[config.name]
     keywords = {name: getattr(config, name) for name in options}
-    if cls in FUSED and flat.device.type in ("cpu", "cuda"):
+    if cls in FUSED and segments[0].device.type in ("cpu", "cuda"):
         keywords["fused"] = True
-    return cls([flat], lr=config.lr, weight_decay=config.weight_decay, **keywords)
+    groups = [
+        {"params": [segment], "weight_decay": config.weight_decay if decayed else 0.0}
+        for segment, decayed in zip(segments, decay, strict=True)
+    ]
+    return cls(groups, lr=config.lr, **keywords)
 
 
 class Group:
-    """The parameters of one group, flat, with their optimiser and the sums of an unfinished accumulation."""
+    """The parameters of one group, flat, with their optimiser and the sums of an unfinished accumulation.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: OptimConfig) -> None:
+    Parameters that differ in decay or in their factor on the learning rate lie in different segments of the flat one;
+    there is one segment where nothing differs.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
         self.config = config
-        self.parameters = list(parameters)
+        factor = factors(list(parameters), config.scale, config.layer_decay)
+        shrinks = bool(config.weight_decay or config.l1 or config.l2)
+        parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, p in parameters.items():
+            decayed = shrinks and (config.decay == "all" or decays(name, p))
+            parts.setdefault((decayed, factor[name]), []).append(p)
+        self.parameters = [p for part in parts.values() for p in part]
         self.flat = flatten_parameters(self.parameters)
-        self.optimizer = make_optimizer(self.flat, config)
+        self.segments = _segments(self.flat, [sum(p.numel() for p in part) for part in parts.values()])
+        self.decayed = [decayed for decayed, _ in parts]
+        self.factors = [factor for _, factor in parts]
+        self.optimizer = make_optimizer(self.segments, self.decayed, config)
         # torch wraps step in profiling and hooks, which cost as much again as a small fused step itself.
         self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
         self.count: Tensor | int = 0  # items whose gradients are summed in flat.grad
         self.batches = 0
+        half = config.precision == "bf16"
+        self.precision: AbstractContextManager[Any] = (
+            torch.autocast(self.flat.device.type, torch.bfloat16) if half else nullcontext()
+        )
 
     def backward(self, loss: Loss) -> None:
         """Add the gradient of the loss's sum, to this group's parameters only."""
@@ -73,54 +110,85 @@ class Group:
         self.count = self.count + loss.count
         self.batches += 1
 
-    @torch.no_grad()
-    def step(self, lr: float) -> Tensor:
-        """Divide by the items, clip, step and clear; return the norm of the gradient before clipping."""
+    def mean_gradient(self) -> Tensor:
+        """Return the summed gradient divided by the summed items, (P,), in place of the sum."""
         grad = self.flat.grad
         assert grad is not None
-        grad.div_(self.count)
+        return grad.div_(self.count)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> Tensor:
+        """Divide by the items, penalise, clip, step and clear; return the norm of the gradient before clipping."""
+        grad = self.mean_gradient()
+        if self.config.l1 or self.config.l2:
+            self._penalise()
         norm = torch.linalg.vector_norm(grad)
         if self.config.clip:
             grad.mul_(torch.clamp(self.config.clip / (norm + 1e-6), max=1.0))
-        self.optimizer.param_groups[0]["lr"] = lr
+        elif self.config.clip_value:
+            grad.clamp_(-self.config.clip_value, self.config.clip_value)
+        for settings, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            settings["lr"] = lr * factor
         self._step()
         grad.zero_()
         self.count, self.batches = 0, 0
         return norm
 
+    def _penalise(self) -> None:
+        for segment, decayed in zip(self.segments, self.decayed, strict=True):
+            if decayed and segment.grad is not None:
+                segment.grad.add_(segment.sign(), alpha=self.config.l1).add_(segment, alpha=self.config.l2)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's moments and what an unfinished accumulation has summed."""
-        return {
-            "optimizer": dict(self.optimizer.state_dict()["state"].get(0, {})),
-            "grad": self.flat.grad,
-            "count": self.count,
-            "batches": self.batches,
-        }
+        """Return the optimiser's moments, (P,) each, and what an unfinished accumulation has summed."""
+        states = list(self.optimizer.state_dict()["state"].values())
+        moments = dict(states[0]) if states else {}
+        for name, value in moments.items():  # numbers of steps are the same for all segments
+            if len(states) > 1 and isinstance(value, Tensor) and value.dim():
+                moments[name] = torch.cat([state[name] for state in states])
+        return {"optimizer": moments, "grad": self.flat.grad, "count": self.count, "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore in place: the parameters stay views of the flat one."""
-        full = self.optimizer.state_dict()
-        full["state"] = {0: state["optimizer"]} if state["optimizer"] else {}
+        full, moments = self.optimizer.state_dict(), state["optimizer"]
+        sizes = [segment.numel() for segment in self.segments]
+        full["state"] = {i: {} for i in range(len(sizes))} if moments else {}
+        for name, value in moments.items():
+            flat = isinstance(value, Tensor) and value.dim()
+            # A copy of its own is aligned as torch aligns, so kernels round as before.
+            parts = [part.clone() for part in value.split(sizes)] if flat else [copy.deepcopy(value) for _ in sizes]
+            for i, part in enumerate(parts):
+                full["state"][i][name] = part
         self.optimizer.load_state_dict(full)
         assert self.flat.grad is not None
         self.flat.grad.copy_(state["grad"])
         self.count, self.batches = state["count"], state["batches"]
 
 
+def _segments(flat: nn.Parameter, sizes: Sequence[int]) -> list[nn.Parameter]:
+    """Return parameters that are views of consecutive parts of a flat one, as their gradients are of its."""
+    assert flat.grad is not None
+    segments = [nn.Parameter(part) for part in flat.data.split(sizes)]
+    for segment, grad in zip(segments, flat.grad.split(sizes), strict=True):
+        segment.grad = grad
+    return segments
+
+
 class Optim:
     """Turns the losses of an agent's phases into weight changes.
 
     Raises:
-        UserError: the settings name a group that the agent does not have.
+        UserError: the settings name a group or parameters that the agent does not have, or freeze a whole group.
     """
 
     def __init__(self, agent: Agent, config: OptimConfig) -> None:
-        parameters = {name: group for name, group in agent.groups().items() if group}
+        own = {id(p): name for name, p in agent.named_parameters()}
+        groups = {name: {own[id(p)]: p for p in group} for name, group in agent.groups().items() if group}
         for name in config.groups:
-            if name not in parameters:
-                raise UserError(f"optim.groups.{name} is not a parameter group of the agent{nearest(name, parameters)}")
-        self.config = config
-        self.groups = {name: Group(group, _for_group(config, name)) for name, group in parameters.items()}
+            if name not in groups:
+                raise UserError(f"optim.groups.{name} is not a parameter group of the agent{nearest(name, groups)}")
+        configs = {name: _for_group(config, name) for name in groups}
+        self.groups = {name: Group(named, configs[name]) for name, named in learning(groups, configs).items()}
 
     def lr(self, group: str, clock: Clock) -> float:
         """Return the learning rate of a group, that of the iteration's start: the last one learns, too."""
@@ -138,7 +206,8 @@ class Optim:
         out, priority, stepped = None, None, False
         for name, function in agent.phases(clock.updates):
             group = self.groups[name]
-            out = function(batch)
+            with group.precision:
+                out = function(batch)
             group.backward(out)
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"  # a name stays when other phases wait for their turn

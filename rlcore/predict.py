@@ -11,7 +11,7 @@ from rlcore.errors import UserError
 from rlcore.run import load
 
 
-def predict(run: str | Path, inputs: Sequence[str], which: str = "last") -> tuple[list[Any], list[str]]:
+def predict(run: str | Path, inputs: Sequence[str], which: str | None = None) -> tuple[list[Any], list[str]]:
     """Return predictions and remarks for a CSV file, the NAME=VALUE pairs of one row, or observations in JSON.
 
     Raises:

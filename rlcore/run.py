@@ -146,8 +146,8 @@ def find_checkpoint(run: Path, which: str = "last") -> Path:
     return found
 
 
-def load(run: str | Path, which: str = "last") -> Run:
-    """Load a run's agent from its ``last`` or ``best`` checkpoint, or the one at a frame.
+def load(run: str | Path, which: str | None = None) -> Run:
+    """Load a run's agent from its ``last`` or ``best`` checkpoint or the one at a frame (None: as its eval.use says).
 
     torch is set to the run's number of threads, so that it computes what it computed in training.
 
@@ -167,5 +167,5 @@ def load(run: str | Path, which: str = "last") -> Run:
         spec = env.spec
         env.close()
     agent = build.agent(config, spec)
-    load_weights(agent, checkpoint.load(find_checkpoint(folder, which)).agent, str(folder))
+    load_weights(agent, checkpoint.load(find_checkpoint(folder, which or config.eval.use)).agent, str(folder))
     return Run(folder, config, agent, spec, predictor)

@@ -9,7 +9,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Schedule(BaseModel):
-    """A number that changes from ``start`` to ``end`` over the first ``fraction`` of the run, then stays."""
+    """A number that changes from ``start`` to ``end`` over the first ``fraction`` of the run, then stays.
+
+    At progress p, with x = min(1, (p - warmup) / (fraction - warmup)):
+
+        p < warmup      start * p / warmup
+        constant        start
+        linear          start + (end - start) * x
+        cosine          end + (start - end) * (1 + cos(pi * x)) / 2
+        exponential     start * (end / start) ** x
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -18,7 +27,9 @@ class Schedule(BaseModel):
     )
     start: float = Field(default=1.0, description="value at the beginning (after the warm-up)")
     end: float = Field(default=0.0, description="value at the end; unused by constant")
-    fraction: float = Field(default=1.0, gt=0, le=1, description="fraction of the run by which end is reached")
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="fraction of the run by which end is reached; unused by constant"
+    )
     warmup: float = Field(
         default=0.0, ge=0, lt=1, description="fraction of the run spent rising linearly from 0 to start"
     )
@@ -29,8 +40,7 @@ class Schedule(BaseModel):
             return self.start * progress / self.warmup
         if self.kind == "constant":
             return self.start
-        span = max(self.fraction - self.warmup, 1e-12)
-        x = min(1.0, (progress - self.warmup) / span)
+        x = min(1.0, (progress - self.warmup) / (self.fraction - self.warmup))
         if self.kind == "linear":
             return self.start + (self.end - self.start) * x
         if self.kind == "cosine":
@@ -41,6 +51,8 @@ class Schedule(BaseModel):
         """Check what single fields cannot."""
         if self.kind == "exponential" and min(self.start, self.end) <= 0:
             raise ValueError("an exponential schedule needs start and end above 0")
+        if self.kind != "constant" and self.warmup >= self.fraction:
+            raise ValueError("a warmup below fraction, by which end is reached")
 
 
 def _from_number(value: Any) -> Any:

@@ -88,7 +88,7 @@ def test_flat_optimiser_equals_torch_layer_by_layer(name: Any, clip: float) -> N
     # Double precision: RMSprop divides by gradients near 0, which blows rounding up.
     ours, plain = make().double(), make().double()
     momentum = 0.9 if name in ("sgd", "rmsprop") else 0.0
-    optim = Optim(ours, OptimConfig(name=name, lr=0.05, momentum=momentum, weight_decay=0.01, clip=clip))
+    optim = Optim(ours, OptimConfig(name=name, lr=0.05, momentum=momentum, weight_decay=0.01, decay="all", clip=clip))
     reference = TORCH[name](plain.parameters())
     for i in range(30):
         out, _ = optim.update(ours, double(batch(7, i)), Clock(1, 1))
