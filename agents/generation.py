@@ -1,10 +1,10 @@
 """Writing text token by token: greedy, sampled, or by beam search. Pure functions.
 
 Truncated distribution at temperature T:  p(v) = exp(z_v / T) / sum over w in S of exp(z_w / T)  for v in S, else 0,
-where the support S holds the ``top_k`` likeliest tokens, and of those the fewest whose probabilities reach ``top_p`` together
-(Fan et al. 2018; Holtzman et al. 2020). A uniform u in [0, 1) draws the first token whose cumulated probability is
-above u. Beam search ranks by the mean log-probability of a completion's tokens, its end included (Wu et al. 2016 with
-length penalty 1).
+where the support S holds the ``top_k`` likeliest tokens, and of those the fewest whose probabilities together reach
+``top_p`` (Fan et al. 2018; Holtzman et al. 2020). A uniform u in [0, 1) draws the first token whose cumulated
+probability is above u. Beam search ranks by the mean log-probability of a completion's tokens, its end included (Wu et
+al. 2016 with length penalty 1).
 
 A completion ends with the first of its ``stops``; what follows is ``pad``. ``model`` predicts the next token from the
 features of ``begin`` and ``extend``, so that every token costs one step of the network (a KV cache); a network with a
@@ -70,6 +70,11 @@ def draw(logp: Tensor, uniform: Tensor) -> Tensor:
     cdf = probs.cumsum(-1)
     above = (cdf > uniform.unsqueeze(-1) * cdf[..., -1:]) & (probs > 0)  # rounding must not draw the impossible
     return above.to(torch.uint8).argmax(-1)  # the first
+
+
+def truncates(top_k: int, top_p: float) -> bool:
+    """Whether these leave out any token."""
+    return top_k > 0 or top_p < 1
 
 
 def greedy(logits: Tensor, place: int) -> Tensor:

@@ -15,7 +15,7 @@ from agents.networks import build_network
 from agents.networks.predictor import Predictor
 from agents.networks.text_model import TextModel
 from rlcore import losses, registry
-from rlcore.agent import Agent, load_weights
+from rlcore.agent import Agent
 from rlcore.config import NetworkConfig
 from rlcore.errors import UserError
 from rlcore.spaces import Tokens
@@ -79,10 +79,6 @@ class WritingAgent(Agent):
     def write(self, prompt: Tensor) -> Tensor:
         """Return greedy completions (N, L) of prompts (N, P)."""
         return generation.complete(self.writer, prompt, self.completion.length)
-
-    def start_from(self, weights: dict[str, Tensor], origin: str) -> None:
-        """Take over the weights of a run with such a network; a reference that it kept is its own affair."""
-        load_weights(self, {k: v for k, v in weights.items() if not k.startswith("reference.")}, origin)
 
 
 def with_context(config: NetworkConfig, length: int) -> NetworkConfig:

@@ -145,3 +145,23 @@ def token_cross_entropy(logits: Tensor, target: Tensor, ignore: int = -100) -> t
     """
     total = F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=ignore, reduction="sum")
     return total, (target != ignore).sum()
+
+
+def k3_divergence(log_prob: Tensor, other_log_prob: Tensor) -> Tensor:
+    """Return ``ratio - 1 - log ratio`` with ``ratio = exp(other_log_prob - log_prob)``, elementwise.
+
+    For actions drawn from the first distribution its mean is KL(first, other); it is never negative (Schulman 2020,
+    "Approximating KL divergence", estimator k3; Shao et al. 2024, equation 4).
+    """
+    log_ratio = other_log_prob - log_prob
+    return log_ratio.expm1() - log_ratio
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Return ``-sum_v p(v) log p(v)`` (...) of log-probabilities (..., V), finite also where p is 0."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def chosen(log_probs: Tensor, token: Tensor) -> Tensor:
+    """Return the log-probabilities (...) of tokens (...) int64 among those of all, (..., V)."""
+    return log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)

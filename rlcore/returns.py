@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlcore.errors import UserError
-
 
 @torch.no_grad()
 def n_step(
@@ -83,35 +81,51 @@ def gae(
 
 
 @torch.no_grad()
-def group_advantage(reward: Tensor, scale: bool = True) -> Tensor:
-    """Return group-relative advantages (..., G) of G rewards for answers to one question.
+def group_relative_advantage(reward: Tensor, group: Tensor, valid: Tensor | None = None, scale: bool = True) -> Tensor:
+    """Return each reward less its group's mean, by the group's deviation: advantages of answers to one question.
 
-    ``(reward - mean) / (std + 1e-4)`` with the sample deviation (Shao et al. 2024, GRPO); without ``scale``
-    ``reward - mean`` (Liu et al. 2025, Dr. GRPO). Equal rewards give exactly 0.
+    ``(reward - mean) / (deviation + 1e-4)`` (Shao et al. 2024, GRPO); without ``scale`` ``reward - mean`` (Liu et al.
+    2025, Dr. GRPO). Equal rewards give exactly 0.
 
-    Raises:
-        UserError: G is below 2.
+    Args:
+        reward: (..., N).
+        group: (..., N) int64; rewards with the same number are compared.
+        valid: (..., N) bool; None: all are.
+        scale: divide by the deviation.
     """
-    centred = _centre(reward)
-    return centred / (reward.std(-1, keepdim=True) + 1e-4) if scale else centred
+    centred, _ = _centred(reward, group, valid)
+    return centred / (group_deviation(reward, group, valid) + 1e-4) if scale else centred
 
 
 @torch.no_grad()
-def leave_one_out(reward: Tensor) -> Tensor:
-    """Return each reward less the mean of the G - 1 others, (..., G) (Kool et al. 2019, RLOO).
+def leave_one_out_advantage(reward: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return each reward less the mean of the others of its group, (..., N) (Kool et al. 2019, RLOO).
 
-    Raises:
-        UserError: G is below 2.
+    Takes what `group_relative_advantage` takes. A group of one gives 0: there is nothing to compare.
     """
-    group = reward.shape[-1]
-    return _centre(reward) * (group / (group - 1))
+    centred, same = _centred(reward, group, valid)
+    count = same.sum(-1)
+    return centred * (count / (count - 1).clamp(min=1))
 
 
-def _centre(reward: Tensor) -> Tensor:
-    if reward.shape[-1] < 2:
-        raise UserError(f"group advantage: {reward.shape[-1]} reward a group; expected at least 2 to compare")
-    shifted = reward - reward[..., :1]  # equal rewards become exact zeros, whatever their mean rounds to
-    return shifted - shifted.mean(-1, keepdim=True)
+@torch.no_grad()
+def group_deviation(reward: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return the sample deviation (..., N) of the rewards of each one's group; of a group of one 0."""
+    centred, same = _centred(reward, group, valid)
+    squares = (same * centred.square()[..., None, :]).sum(-1)
+    return (squares / (same.sum(-1) - 1).clamp(min=1)).sqrt()
+
+
+def _centred(reward: Tensor, group: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return rewards less their groups' means (..., N), 0 where not valid, and who is in whose group (..., N, N)."""
+    valid = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
+    same = (group[..., :, None] == group[..., None, :]) & valid[..., :, None] & valid[..., None, :]
+    others = reward[..., None, :].expand(same.shape)
+    # Equal rewards less one of them become exact zeros, whatever their mean rounds to.
+    least = others.masked_fill(~same, torch.inf).amin(-1)
+    above = (others - least[..., None]).masked_fill(~same, 0.0)
+    mean = above.sum(-1) / same.sum(-1).clamp(min=1)
+    return (reward - least - mean).masked_fill(~valid, 0.0), same
 
 
 def _accumulate(delta: Tensor, decay: float, stop: Tensor, valid: Tensor | None) -> Tensor:

@@ -8,8 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlcore.errors import UserError
-from rlcore.returns import gae, group_advantage, lambda_returns, leave_one_out, n_step
+from rlcore.returns import (
+    gae,
+    group_deviation,
+    group_relative_advantage,
+    lambda_returns,
+    leave_one_out_advantage,
+    n_step,
+)
 
 T_, F_ = True, False
 
@@ -163,25 +169,42 @@ def test_constant_reward_under_a_time_limit_is_worth_one_over_one_minus_gamma():
 
 
 def test_group_advantages_by_hand():
-    reward = torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 4.0]])
-    centred = torch.tensor([[-1.0, 0.0, 1.0], [-1.0, 1.0, 0.0]])
-    torch.testing.assert_close(group_advantage(reward), centred / 1.0001)
-    assert torch.equal(group_advantage(reward, scale=False), centred)
-    assert torch.equal(leave_one_out(reward), 1.5 * centred)
-    equal = torch.full((1, 7), 0.1)
-    assert (equal != equal.mean()).any()  # the mean is rounded, and still such a group must not move the policy
-    for advantage in (group_advantage(equal), group_advantage(equal, scale=False), leave_one_out(equal)):
-        assert (advantage == 0.0).all()
-    for advantage in (group_advantage, leave_one_out):
-        with pytest.raises(UserError, match="expected at least 2"):
-            advantage(torch.ones(5, 1))
+    reward = torch.tensor([1.0, 3.0, 2.0, 5.0, 3.0, 4.0, 9.0])
+    group = torch.tensor([7, 4, 7, 4, 7, 4, 7])  # two groups of three and a step that is none
+    valid = torch.tensor([True] * 6 + [False])
+    centred = torch.tensor([-1.0, -1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    torch.testing.assert_close(group_relative_advantage(reward, group, valid), centred / 1.0001)
+    assert torch.equal(group_relative_advantage(reward, group, valid, scale=False), centred)
+    assert torch.equal(leave_one_out_advantage(reward, group, valid), 1.5 * centred)
+    assert torch.equal(group_deviation(reward, group, valid), valid.float())
 
 
-def test_leave_one_out_is_the_definition():
-    reward = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for i in range(5):
-        others = torch.cat([reward[:, :i], reward[:, i + 1 :]], 1)
-        torch.testing.assert_close(leave_one_out(reward)[:, i], reward[:, i] - others.mean(1))
+def test_equal_rewards_move_nothing():
+    equal, group = torch.full((7,), 0.1), torch.zeros(7, dtype=torch.int64)
+    assert (equal != equal.mean()).any()  # the mean is rounded
+    assert (group_relative_advantage(equal, group) == 0.0).all()
+    assert (group_relative_advantage(equal, group, scale=False) == 0.0).all()
+    assert (leave_one_out_advantage(equal, group) == 0.0).all()
+
+
+@given(seed=st.integers(0, 2**31), groups=st.integers(1, 5), n=st.integers(2, 24))
+def test_group_advantages_are_their_definitions(seed: int, groups: int, n: int):
+    rng = torch.Generator().manual_seed(seed)
+    reward = torch.randn(3, n, dtype=torch.float64, generator=rng)
+    group = torch.randint(groups, (3, n), generator=rng)  # of any sizes, in any order
+    valid = torch.rand(3, n, generator=rng) < 0.8
+    relative = group_relative_advantage(reward, group, valid)
+    left_out = leave_one_out_advantage(reward, group, valid)
+    for t in range(3):
+        for i in range(n):
+            mates = [j for j in range(n) if valid[t, j] and group[t, j] == group[t, i]]
+            if not valid[t, i] or len(mates) < 2:
+                assert relative[t, i] == left_out[t, i] == 0
+                continue
+            own = reward[t, mates]
+            torch.testing.assert_close(relative[t, i], (reward[t, i] - own.mean()) / (own.std() + 1e-4))
+            others = reward[t, [j for j in mates if j != i]]
+            torch.testing.assert_close(left_out[t, i], reward[t, i] - others.mean())
 
 
 def test_no_gradient_reaches_the_value():

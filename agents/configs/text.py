@@ -25,8 +25,22 @@ class Seq2SeqConfig(WriterConfig):
 
 
 class GRPOConfig(WriterConfig):
-    """Completions improved by their rewards."""
+    """Completions improved by their rewards. Dropout is off: a ratio compares the very networks that acted."""
 
     learns_from: ClassVar[tuple[str, ...]] = ("rollout",)
 
     name: Literal["grpo"] = Field(default="grpo", description="group-relative policy optimisation of completions")
+    advantage: Literal["group", "leave_one_out"] = Field(
+        default="group", description="a reward less its group's mean, or less the mean of the others (RLOO)"
+    )
+    scale: bool = Field(default=True, description="of advantage group: divide by the group's deviation")
+    clip: float = Field(default=0.2, gt=0, description="how far a token's ratio to what acted is followed from 1")
+    kl_coef: float = Field(
+        default=0.0, ge=0, description="weight of the divergence from the network that training started from"
+    )
+    entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    temperature: float = Field(default=1.0, gt=0, description="of the logits, where tokens are drawn and learnt from")
+    top_k: int = Field(default=0, ge=0, description="draw from so many likeliest tokens only; 0: from all")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="draw from the likeliest tokens that reach this probability together"
+    )
