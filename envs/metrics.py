@@ -37,3 +37,64 @@ def classification(prediction: Tensor, target: Tensor) -> dict[str, float]:
         "accuracy": float((prediction.argmax(-1) == target).double().mean()),
         "cross_entropy": float(F.cross_entropy(prediction.double(), target)),
     }
+
+
+def language(nll: Tensor, tokens: Tensor, correct: Tensor, per_character: float) -> dict[str, float]:
+    """Return loss (nats a token), perplexity, bits_per_character and accuracy over E windows.
+
+    The mean is over tokens, whichever windows they are in: perplexity = exp(sum nll / sum tokens).
+
+    Args:
+        nll: (E,) the windows' summed negative log-likelihoods, in nats.
+        tokens: (E,) how many count in each.
+        correct: (E,) how many of those are predicted rightly.
+        per_character: tokens a character of the text.
+    """
+    total = float(tokens.sum())
+    loss = float(nll.double().sum()) / total
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_character": loss * per_character / math.log(2),
+        "accuracy": float(correct.sum()) / total,
+    }
+
+
+def labelling(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Return accuracy, precision, recall, f1, roc_auc and cross_entropy (nats) over E items.
+
+    Precision, recall, F1 and the area under the ROC curve (one class against the rest) are means over classes. Of
+    several labels an item (Godbole and Sarawagi 2004), accuracy is over single labels, exact over whole items, and
+    cross_entropy the mean over labels. roc_auc is NaN where a class has no item, or no other class has.
+
+    Args:
+        logits: (E, C).
+        target: (E,) int64 classes, or (E, C) which labels hold, 0 or 1.
+    """
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+
+    several = target.dim() == 2
+    held = target.bool() if several else F.one_hot(target, logits.shape[1]).bool()  # (E, C)
+    said = logits > 0 if several else F.one_hot(logits.argmax(-1), logits.shape[1]).bool()
+    scores = logits.double().sigmoid() if several else logits.double().softmax(-1)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        held.numpy(force=True),
+        said.numpy(force=True),
+        average="macro",
+        zero_division=0,  # pyright: ignore[reportArgumentType] - a number or "warn"
+    )
+    auc = math.nan
+    if bool((held.any(0) & ~held.all(0)).all()):
+        auc = roc_auc_score(held.numpy(force=True), scores.numpy(force=True), average="macro")
+    right = held == said  # (E, C)
+    values = {
+        "accuracy": float(right.double().mean() if several else right.all(1).double().mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "roc_auc": float(auc),
+    }
+    if several:
+        entropy = F.binary_cross_entropy_with_logits(logits.double(), target.double())
+        return values | {"exact": float(right.all(1).double().mean()), "cross_entropy": float(entropy)}
+    return values | {"cross_entropy": float(F.cross_entropy(logits.double(), target))}

@@ -70,6 +70,15 @@ def parts_by_hash(texts: Iterable[str], validation: float, test: float) -> dict[
     return {name: np.flatnonzero(part == 2 - i) for i, name in enumerate(PARTS)}
 
 
+def remarks(ids: Sequence[Sequence[int]], length: int, vocabulary: Vocabulary) -> list[str]:
+    """Say how many new texts were cut to so many tokens, and how many hold what the vocabulary does not know."""
+    counts = {
+        f"are longer than {length} tokens and were cut": sum(len(row) > length for row in ids),
+        "hold tokens unknown to the vocabulary": sum(vocabulary.unk in row for row in ids),
+    }
+    return [f"{count} of {len(ids)} texts {what}" for what, count in counts.items() if count]
+
+
 class TokenCriterion:
     """Cross-entropy of tokens as the reward of whole texts, and as the loss that is its exact gradient.
 
