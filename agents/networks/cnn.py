@@ -123,6 +123,38 @@ class ImpalaCNN(Convolutional):
         super().__init__(nn.Sequential(*layers, nn.ReLU()), shape, last, features, layer_norm)
 
 
+class SmallCNN(Convolutional):
+    """For small images, such as digits: each stage has two 3 x 3 convolutions and halves the image.
+
+    Args:
+        space: uint8 images, (C, H, W) stacks of frames or (H, W, C) with C of 1, 3 or 4, at least 2**stages pixels
+            a side.
+        features: width of the last layer.
+        width: channels of the first stage; each later one has twice as many.
+        stages: how often the image is halved.
+        layer_norm: normalise before each activation.
+    """
+
+    def __init__(
+        self, space: gym.Space[Any], features: int = 128, width: int = 32, stages: int = 2, layer_norm: bool = False
+    ) -> None:
+        shape, channels, last = layout(space, "small_cnn")
+        for name, value in (("width", width), ("stages", stages)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"network.kwargs.{name}: got {value!r}, expected a positive integer")
+        if min(shape[:2] if last else shape[1:]) < 2**stages:
+            raise UserError(f"network 'small_cnn' got images of {shape}; expected at least {2**stages} pixels a side "
+                            f"for {stages} stages")  # fmt: skip
+        layers: list[nn.Module] = []
+        for stage in range(stages):
+            out = width * 2**stage
+            for inputs in (channels, out):
+                layers += [*convolution(nn.Conv2d(inputs, out, 3, padding=1), layer_norm), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            channels = out
+        super().__init__(nn.Sequential(*layers), shape, last, features, layer_norm)
+
+
 class MinAtarCNN(Convolutional):
     """The network of Young and Tian (2019), "MinAtar": 16 convolutions of 3 x 3 and a linear layer.
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
+from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import DatasetConfig
 from rlcore.errors import UserError
+from rlcore.normalize import Normalizer
 from rlcore.sources.base import Source
 from rlcore.tree import leaves, tmap
 from rlcore.types import Batch
@@ -19,6 +24,9 @@ from rlcore.vector import Task, VectorEnv
 
 class Dataset(Source):
     """Draw a task's labelled examples, or recorded transitions, an epoch after the other; one batch an iteration.
+
+    Examples in memory are gathered for many batches at once. Those of a streamed task are fetched ahead by
+    ``source.workers`` processes, in the source's own order: what is learnt does not depend on how many these are.
 
     Args:
         env: gives the spaces; it is never stepped.
@@ -29,6 +37,8 @@ class Dataset(Source):
     Raises:
         UserError: there is nothing to draw from.
     """
+
+    any_ranks = True
 
     def __init__(self, env: VectorEnv, config: DatasetConfig, seed: int, task: Task | None = None) -> None:
         super().__init__(env, seed)
@@ -43,24 +53,39 @@ class Dataset(Source):
         self.order = torch.empty(0, dtype=torch.int64, device=env.device)  # of this epoch
         self.cursor = 0  # batches of this epoch already yielded
         self._drawn: list[Any] = []
+        self._ahead: Iterator[Any] | None = None  # the rest of this epoch's batches, of a streamed task
+        self._fetch = _Fetch(self.task, config.workers, env.device) if self.task.streamed else None
 
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Yield the next batch; an epoch's last one may be short and is used all the same."""
         if not clock.frames:  # normalisers see the data once, before anything is learnt
-            for part in torch.arange(self.task.size, device=self.env.device).split(10_000):
-                agent.observe(self.task.draw(part).obs)
+            self._show(agent)
         if not self._drawn:
             self._draw()
         data = self.task.augment(self._drawn.pop(), self.rng)
         self.cursor += 1
         n = len(next(leaves(data)))
         clock.frames += n
-        yield Batch(data, self.annealed(agent, clock), agent.noise("loss", n, self.rng))
+        noise = agent.noise("loss", n, self.rng)
+        if distributed.size() > 1:  # all ranks draw alike, and each learns from its share
+            data, noise = tmap(lambda x: x[distributed.share(n)], (data, noise))
+        yield Batch(data, self.annealed(agent, clock), noise)
+
+    def _show(self, agent: Agent) -> None:
+        """Let the agent observe all examples; streamed ones only where it does something with them."""
+        everything = torch.arange(self.task.size, device=self.env.device)
+        if self._fetch is None:
+            for part in everything.split(10_000):
+                agent.observe(self.task.draw(part[distributed.share(len(part))]).obs)
+        elif type(agent).observe is not Agent.observe or any(isinstance(m, Normalizer) for m in agent.children()):
+            parts = everything.split(self.batch_size)
+            for examples in self._fetch.batches(tuple(part[distributed.share(len(part))] for part in parts)):
+                agent.observe(examples.obs)
 
     def _draw(self) -> None:
-        """Draw the examples of some batches at once: one gather serves them all."""
+        """Draw the examples of some batches at once, where one gather serves them all; of a streamed task the next."""
         if self.cursor * self.batch_size >= len(self.order):
-            n, self.cursor = self.task.size, 0
+            n, self.cursor, self._ahead = self.task.size, 0, None
             rng = self.rng
             device = self.env.device
             self.order = (
@@ -69,6 +94,10 @@ class Dataset(Source):
                 else torch.arange(n, device=device)
             )
         start = self.cursor * self.batch_size
+        if self._fetch is not None:
+            self._ahead = self._ahead or self._fetch.batches(self.order[start:].split(self.batch_size))
+            self._drawn.append(next(self._ahead))
+            return
         examples = self.task.draw(self.order[start : start + 32 * self.batch_size])
         for at in reversed(range(0, len(next(leaves(examples))), self.batch_size)):
             self._drawn.append(tmap(lambda x, at=at: x[at : at + self.batch_size], examples))
@@ -85,4 +114,57 @@ class Dataset(Source):
         """Continue in the middle of the epoch."""
         super().load_state_dict(state)
         self.order, self.cursor = state["order"].to(self.env.device), state["cursor"]
-        self._drawn = []
+        self._drawn, self._ahead = [], None
+
+
+class _Fetch:
+    """Draws batches of a streamed task ahead of time, in worker processes, and yields them in the order asked for."""
+
+    def __init__(self, task: Task, workers: int, device: torch.device) -> None:
+        self.device = device
+        self._wanted: tuple[Tensor, ...] = ()
+        self._loader = DataLoader(
+            cast("Any", _Items(task)),
+            batch_size=None,
+            sampler=self,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # else it draws from torch's global stream, which dropout draws from
+        )
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._wanted)
+
+    def batches(self, indices: tuple[Tensor, ...]) -> Iterator[Any]:
+        """Yield the items at each index (B,), on the source's device; ends what was asked for before."""
+        self._wanted = tuple(index.cpu() for index in indices)
+        for items in self._loader:
+            if isinstance(items, UserError):
+                raise items
+            yield tmap(lambda x: x.to(self.device, non_blocking=True), items)
+
+
+class _Items:
+    """A task as the loader wants it: batches by their indices."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __getitem__(self, index: Tensor) -> Any:
+        try:
+            return self.task.draw(index)
+        except UserError as error:  # raised by a worker, the loader would wrap its traceback into the message
+            return error
+
+
+def _as_it_is(items: Any) -> Any:
+    return items
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which ends its iteration; it ends its workers itself, if need be by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
