@@ -19,43 +19,17 @@ from pydantic import Field, model_validator
 from envs.completions import CompletionConfig, Completions, Pair
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# fmt: off
 MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
 ]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 UNITS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ]
+# fmt: on
 TENS = ["_", "_", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 SCALES = ["", "thousand", "million"]
 
@@ -64,7 +38,7 @@ class PairsConfig(CompletionConfig):
     """Keywords of `Pairs`."""
 
     kind: Literal["reversal", "dates", "number_words"] = Field(default="reversal", description="what to generate")
-    tokens: Literal["chars", "words"] = Field(
+    tokens: Literal["chars", "words"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="chars", description="what is read and written one by one; digits and letters to convert stay single"
     )
     n: int = Field(default=20_000, ge=10, description="examples drawn; those that repeat a prompt are left out")
