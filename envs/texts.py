@@ -33,7 +33,8 @@ class VocabularyConfig(Model):
 
     tokens: str = Field(
         default="wordpiece",
-        description="chars, bpe, wordpiece or words, learnt from the training split; or the folder of a pretrained one",
+        description="chars, bpe, wordpiece or words, learnt from the training split; or a pretrained one's folder, or "
+        "package:NAME of an installed package that holds one",
     )
     vocabulary_size: int = Field(default=8_000, ge=1, description="most tokens to learn, special ones included")
     vocabulary: dict[str, Any] | None = Field(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UserError, nearest
+from rlcore.folders import PACKAGE, model_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -162,6 +163,8 @@ def resolve(tokens: str, size: int, texts: Iterable[str], state: dict[str, Any] 
     if state is not None:
         return Vocabulary.from_state(state)
     if tokens not in KINDS:
+        if tokens.startswith(PACKAGE):
+            return Vocabulary.from_folder(model_folder(tokens, "tokens", ("tokenizer.json",)))
         if Path(tokens).is_dir():
             return Vocabulary.from_folder(tokens)
         raise UserError(f"tokens: '{tokens}' is neither a kind of vocabulary nor a folder{nearest(tokens, KINDS)}")

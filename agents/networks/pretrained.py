@@ -111,9 +111,9 @@ def _freeze(network: Encoder | Decoder, freeze: str | int) -> None:
     if freeze == "all":
         network.requires_grad_(False)
         return
-    blocks = network.stack.layers
-    count = _count("freeze", freeze, 0, len(blocks))
-    for part in (network.embedding, network.positions, network.embedding_norm, *blocks[:count]):
+    layers = network.stack.layers
+    count = _count("freeze", freeze, 0, len(layers))
+    for part in (network.embedding, network.positions, network.embedding_norm, *layers[:count]):
         part.requires_grad_(False)
 
 
