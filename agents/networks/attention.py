@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             assert slots is not None
-            k, v = cache[0].index_copy_(2, slots, k), cache[1].index_copy_(2, slots, v)
+            k, v = (old.index_copy_(2, slots, new.to(old.dtype)) for old, new in zip(cache, (k, v), strict=True))
         return self.out(attend(q, k, v, mask, causal, self.dropout if self.training else 0.0))
 
 

@@ -91,7 +91,7 @@ class Stack(nn.Module):
 
     def __init__(self, options: Options, cross: bool = False) -> None:
         super().__init__()
-        self.blocks: Any = nn.ModuleList(Block(options, cross) for _ in range(options.layers))
+        self.layers: Any = nn.ModuleList(Block(options, cross) for _ in range(options.layers))
         self.norm = options.normalizer() if options.norm_first else nn.Identity()
         for name, part in self.named_modules():
             if isinstance(part, nn.Linear):
@@ -109,10 +109,10 @@ class Stack(nn.Module):
         memories: tuple[KeysValues, ...] | None = None,
     ) -> Tensor:
         """Return (B, T, width); ``caches`` and ``memories`` hold one entry for each block."""
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x = block(x, sight, caches and caches[i], memories and memories[i])
         return self.norm(x)
 
     def project(self, memory: Tensor) -> tuple[KeysValues, ...]:
         """Return every block's keys and values of a memory (B, S, width)."""
-        return tuple(block.cross.project(memory) for block in self.blocks)
+        return tuple(block.cross.project(memory) for block in self.layers)
