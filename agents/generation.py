@@ -21,6 +21,7 @@ from torch import Tensor
 
 from agents.networks.text_model import TextModel
 from rlcore import losses
+from rlcore.spaces import Tokens
 from rlcore.tree import tmap
 
 Choose = Callable[[Tensor, int], Tensor]  # (logits (B, V), place) -> tokens (B,)
@@ -33,6 +34,30 @@ class Writer(NamedTuple):
     logits: Callable[[Tensor], Tensor]  # (B, F) -> (B, V), the lowest finite number for tokens never to be written
     stops: Sequence[int]  # tokens that end a completion
     pad: int
+
+
+def allowed(space: Tokens) -> Tensor:
+    """Return which tokens may be written, (V,) bool: all but padding and what begins a text."""
+    marks = torch.ones(space.vocabulary, dtype=torch.bool)
+    for token in {space.pad, space.bos} - {None, space.eos}:
+        marks[token] = False
+    return marks
+
+
+def stops(space: Tokens) -> list[int]:
+    """Return the tokens that end a completion."""
+    return [] if space.eos is None else [space.eos]
+
+
+class Decoding(NamedTuple):
+    """How a text is written."""
+
+    length: int  # most tokens
+    temperature: float = 0.0  # 0: the likeliest token
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    beam: int = 0  # 0: no search
+    n: int = 1  # completions of each prompt
 
 
 def support(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -95,10 +120,10 @@ def is_any(tokens: Tensor, these: Sequence[int]) -> Tensor:
     return found
 
 
-def written(completion: Tensor, stops: Sequence[int]) -> Tensor:
+def written(completion: Tensor, ends: Sequence[int]) -> Tensor:
     """Return which places of completions (..., L) hold tokens, the one that ends included, (..., L) bool."""
-    ends = is_any(completion, stops).long()
-    return (ends.cumsum(-1) - ends) == 0
+    end = is_any(completion, ends).long()
+    return (end.cumsum(-1) - end) == 0
 
 
 def complete(writer: Writer, prompt: Tensor, length: int, choose: Choose = greedy) -> Tensor:
@@ -145,3 +170,31 @@ def beam_search(writer: Writer, prompt: Tensor, length: int, width: int) -> tupl
         source = (beam + width * torch.arange(rows, device=prompt.device)[:, None]).flatten()
         state = tmap(lambda x, source=source: x.index_select(0, source), state)
     return tokens, score
+
+
+@torch.no_grad()
+def generate(writer: Writer, prompt: Tensor, how: Decoding, rng: torch.Generator) -> Tensor:
+    """Return ``n`` completions (B, n, length) of each prompt (B, P), as ``how`` says."""
+    if how.beam:
+        return beam_search(writer, prompt, how.length, how.beam)[0][:, : how.n]
+    rows = prompt.repeat_interleave(how.n, 0)  # (B * n, P)
+    choose = greedy
+    if how.temperature:
+        uniform = torch.rand(len(rows), how.length, generator=rng, device=rng.device)
+        choose = sampler(uniform, how.temperature, how.top_k, how.top_p)
+    return complete(writer, rows, how.length, choose).unflatten(0, (len(prompt), how.n))
+
+
+def generate_on(writer: Writer, prompt: Tensor, how: Decoding, rng: torch.Generator, context: int) -> Tensor:
+    """Return completions as `generate` does, of any length: what no longer fits goes on from the last half context."""
+    room = context - prompt.shape[1]
+    if how.length <= room:
+        return generate(writer, prompt, how, rng)
+    endless = writer._replace(stops=[])
+    text, start = prompt.repeat_interleave(how.n, 0), prompt.shape[1]  # (B * n, ...)
+    while (missing := start + how.length - text.shape[1]) > 0:
+        kept = text if room > 0 else text[:, -max(1, context // 2) :]
+        some = how._replace(length=min(missing, context - kept.shape[1]), n=1)
+        text, room = torch.cat([text, generate(endless, kept, some, rng)[:, 0]], 1), 0
+    completion = text[:, start:].unflatten(0, (len(prompt), how.n))
+    return completion.masked_fill(~written(completion, writer.stops), writer.pad)

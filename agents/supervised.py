@@ -6,17 +6,23 @@ The reward is a known differentiable function, so the task gives the loss direct
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents import generation
 from agents.configs.supervised import SupervisedConfig
 from agents.networks import build_network
 from agents.networks.predictor import Predictor
+from agents.networks.text_model import TextModel
+from rlcore import losses
 from rlcore.agent import Agent
 from rlcore.errors import UserError
+from rlcore.spaces import Tokens
 from rlcore.types import Act, Batch, Example, Loss, Spec
 
 
@@ -49,7 +55,58 @@ class Supervised(Agent):
     ) -> Act:
         return Act(self.network(obs).view(-1, *self.shape), state)  # (N, ...)
 
+    def frozen(self, obs: Any) -> Tensor | None:
+        return self.network.trunk(obs) if self._trunk_is_frozen and not self.network.trunk.per_token else None
+
+    def train(self, mode: bool = True) -> Supervised:
+        """Set the mode; what never learns stays in evaluation mode, so that it is a function of the observations."""
+        super().train(mode)
+        if self._trunk_is_frozen:
+            self.network.trunk.eval()
+        return self
+
+    @property
+    def _trunk_is_frozen(self) -> bool:
+        learning = [p.requires_grad for p in self.network.trunk.parameters()]
+        return bool(learning) and not any(learning)
+
     def loss(self, batch: Batch) -> Loss:
         example: Example = batch.data
         prediction = self.network(example.obs).view(-1, *self.shape)
         return Loss(*self.criterion(prediction, example.target))
+
+    def generate(
+        self, prompt: Tensor, rng: torch.Generator, length: int | None = None, stops: Sequence[int] = (), **how: Any
+    ) -> Tensor:
+        """Return how a language model goes on from prompts (B, P): tokens (B, n, L).
+
+        Args:
+            prompt: padded on the left.
+            rng: draws the tokens.
+            length: most tokens of a continuation, of which the context bounds a beam's only; None: one window.
+            stops: tokens that end a continuation, beside the space's own.
+            how: the rest of `agents.generation.Decoding`.
+
+        Raises:
+            UserError: the network is no language model, or a prompt or a beam's completion exceeds its context.
+        """
+        trunk, space = self.network.trunk, self.spec.obs_space
+        if not (isinstance(trunk, TextModel) and isinstance(space, Tokens)):
+            raise UserError(
+                f"agent 'supervised' writes no text with network '{self.config.network.name}'; "
+                "expected a language model, such as decoder or text_gru"
+            )
+        length = length or space.length
+        context = int(getattr(trunk, "context", 0)) or max(prompt.shape[1] + length, space.length)
+        if prompt.shape[1] > context:
+            raise UserError(f"prompt: got {prompt.shape[1]} tokens, expected at most {context}, the network's context")
+        if how.get("beam") and prompt.shape[1] + length > context:
+            most = context - prompt.shape[1]
+            raise UserError(f"length: got {length}, expected at most {most} with a beam: the context holds no more")
+        allowed = generation.allowed(space).to(prompt.device)
+
+        def logits(features: Tensor) -> Tensor:
+            return losses.masked(self.network.head(features), allowed)
+
+        writer = generation.Writer(trunk, logits, [*generation.stops(space), *stops], space.pad)
+        return generation.generate_on(writer, prompt, generation.Decoding(length, **how), rng, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,11 +57,8 @@ class WritingAgent(Agent):
                 "expected decoder, encoder_decoder or text_gru"
             )
         self.network = Predictor(trunk, completion.vocabulary, config.tie)
-        self.stops = [] if completion.eos is None else [completion.eos]
-        allowed = torch.ones(completion.vocabulary, dtype=torch.bool)
-        for token in {completion.pad, completion.bos} - {None, *self.stops}:
-            allowed[token] = False
-        self.register_buffer("allowed", allowed, persistent=False)
+        self.stops = generation.stops(completion)
+        self.register_buffer("allowed", generation.allowed(completion), persistent=False)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the logits (..., V) of features (..., F)."""
@@ -79,6 +77,27 @@ class WritingAgent(Agent):
     def write(self, prompt: Tensor) -> Tensor:
         """Return greedy completions (N, L) of prompts (N, P)."""
         return generation.complete(self.writer, prompt, self.completion.length)
+
+    def generate(
+        self, prompt: Tensor, rng: torch.Generator, length: int | None = None, stops: Sequence[int] = (), **how: Any
+    ) -> Tensor:
+        """Return completions (B, n, L) of prompts (B, P).
+
+        Args:
+            prompt: as the environment shows them.
+            rng: draws the tokens.
+            length: most tokens of a completion; None: those of the action space.
+            stops: tokens that end a completion, beside the space's own.
+            how: the rest of `agents.generation.Decoding`.
+
+        Raises:
+            UserError: the completion is longer than those of the action space.
+        """
+        most = self.completion.length
+        if length is not None and length > most:
+            raise UserError(f"length: got {length}, expected at most {most}, that of the completions learnt")
+        writer = self.writer._replace(stops=[*self.stops, *stops])
+        return generation.generate(writer, prompt, generation.Decoding(length or most, **how), rng)
 
 
 def with_context(config: NetworkConfig, length: int) -> NetworkConfig:

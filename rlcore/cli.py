@@ -225,6 +225,43 @@ def predict(argv: list[str]) -> None:
 
 
 @guarded
+def generate(argv: list[str]) -> None:
+    """Let a run write text."""
+    parser = Parser("Print how a language model, or an agent that answers prompts, goes on from prompts.")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
+    parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="may be repeated")
+    parser.add_argument("--file", metavar="FILE", help="a file with a prompt in every line")
+    length = "most tokens [those that the run learnt; of a language model one context]"
+    parser.add_argument("--length", type=positive, metavar="N", help=length)
+    parser.add_argument("--temperature", type=_number, default=0.0, metavar="T", help="0: the likeliest token [0]")
+    parser.add_argument("--top-k", type=_natural, default=0, metavar="K", help="draw from the K likeliest tokens only")
+    nucleus = "draw from the likeliest tokens that together reach the probability P"
+    parser.add_argument("--top-p", type=_number, default=1.0, metavar="P", help=nucleus)
+    parser.add_argument("--beam", type=_natural, default=0, metavar="N", help="search with a beam of N completions")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="ends a text; may be repeated")
+    parser.add_argument("--seed", type=_natural, default=0, help="of drawing [0]")
+    parser.add_argument("--n", type=positive, default=1, metavar="N", help="completions of each prompt [1]")
+    parser.checkpoint()
+    parser.plugins()
+    parser.json()
+    options = parser.read(argv)
+    prompts = [*options.prompt, *(_lines(options.file) if options.file else [])]
+    if not prompts:
+        raise UserError("--prompt: got none, expected --prompt TEXT or --file FILE")
+    _import(options.plugin)
+    folder = runs.resolve_one(options.run)
+    from rlcore.generate import generate as generated
+
+    given = ("length", "temperature", "top_k", "top_p", "beam", "stop", "seed", "n")
+    texts = generated(folder, prompts, which=options.checkpoint, **{name: getattr(options, name) for name in given})
+    if options.json:
+        rows = [{"prompt": prompt, "completions": some} for prompt, some in zip(prompts, texts, strict=True)]
+        return print(json.dumps(rows, ensure_ascii=False))
+    several = [text for some in texts for text in some]
+    print(("\n---\n" if any("\n" in text for text in several) else "\n").join(several))
+
+
+@guarded
 def list_runs(argv: list[str]) -> None:
     """List and show runs."""
     parser = Parser("List the runs in a folder, or show one.")
@@ -262,6 +299,20 @@ def _readable(value: Any) -> str:
     return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
+def _lines(file: str) -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--file {file}: expected a readable text file, got: {why}") from None
+    return [line for line in text.splitlines() if line]
+
+
 def positive(text: str) -> int:
     """Parse a positive integer."""
     value = _natural(text)
@@ -274,3 +325,10 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got '{text}', expected a non-negative integer")
     return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a number") from None
