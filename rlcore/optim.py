@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import OptimConfig
@@ -111,9 +112,12 @@ class Group:
         self.batches += 1
 
     def mean_gradient(self) -> Tensor:
-        """Return the summed gradient divided by the summed items, (P,), in place of the sum."""
+        """Return the gradient summed over items and ranks, divided by their number, (P,), in place of the sum."""
         grad = self.flat.grad
         assert grad is not None
+        if distributed.size() > 1:
+            self.count = torch.as_tensor(self.count, dtype=torch.float32, device=grad.device).clone()
+            distributed.sum_(grad, self.count)
         return grad.div_(self.count)
 
     @torch.no_grad()
@@ -208,7 +212,7 @@ class Optim:
             group = self.groups[name]
             with group.precision:
                 out = function(batch)
-            group.backward(out)
+            group.backward(out if batch.counts else out._replace(total=out.total * 0, count=out.count * 0))
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"  # a name stays when other phases wait for their turn
             metrics["loss" + suffix] = out.total.detach() / out.count

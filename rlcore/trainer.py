@@ -133,6 +133,8 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "stopping": self.stopping,
             "callbacks": [getattr(callback, "state_dict", dict)() for callback in self.callbacks],
+            # Of batch normalisation every rank has statistics of its own; the agent's own state is rank 0's.
+            "buffers": dict(self.agent.named_buffers()) if distributed.rank() else {},
         }
         return {**own, "others": distributed.gathered(own)[1:]}
 
@@ -157,6 +159,8 @@ class Trainer:
             self._stream = state["torch_rng"]
         if self._streaming:
             _set_global_stream(self._stream)
+        for name, buffer in self.agent.named_buffers():
+            buffer.copy_(state["buffers"].get(name, buffer))
         self.train_seconds = state["train_seconds"]
         self.stopping = state["stopping"]
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):

@@ -80,6 +80,12 @@ class Example(NamedTuple):
     target: Any  # tree (B, ...)
 
 
+class Features(NamedTuple):
+    """In place of observations, what layers of the agent that never learn have made of them."""
+
+    features: Any  # tree (B, ...), as `Agent.frozen` returned it
+
+
 class Batch(NamedTuple):
     """All that a loss may depend on beside the agent's own parameters and buffers."""
 
@@ -87,6 +93,7 @@ class Batch(NamedTuple):
     knobs: dict[str, Tensor] = {}  # annealed numbers, 0-dim tensors
     noise: dict[str, Tensor] = {}  # what Agent.noise("loss", ...) asked for
     index: Any = None  # for Source.feedback; agents never read it
+    counts: bool = True  # False: stands in for the items of a rank that has none, and teaches nothing
 
 
 class Loss(NamedTuple):

@@ -18,7 +18,7 @@ from rlcore.errors import UserError
 from rlcore.normalize import Normalizer
 from rlcore.sources.base import Source
 from rlcore.tree import leaves, tmap
-from rlcore.types import Batch
+from rlcore.types import Batch, Features
 from rlcore.vector import Task, VectorEnv
 
 
@@ -53,6 +53,8 @@ class Dataset(Source):
         self.order = torch.empty(0, dtype=torch.int64, device=env.device)  # of this epoch
         self.cursor = 0  # batches of this epoch already yielded
         self._drawn: list[Any] = []
+        self._kept: Any = None  # all examples (size, ...) with what frozen layers make of them, where there are any
+        self._asked = False  # whether there are
         self._ahead: Iterator[Any] | None = None  # the rest of this epoch's batches, of a streamed task
         self._fetch = _Fetch(self.task, config.workers, env.device) if self.task.streamed else None
 
@@ -60,6 +62,8 @@ class Dataset(Source):
         """Yield the next batch; an epoch's last one may be short and is used all the same."""
         if not clock.frames:  # normalisers see the data once, before anything is learnt
             self._show(agent)
+        if not self._asked:
+            self._keep(agent)
         if not self._drawn:
             self._draw()
         data = self.task.augment(self._drawn.pop(), self.rng)
@@ -67,9 +71,12 @@ class Dataset(Source):
         n = len(next(leaves(data)))
         clock.frames += n
         noise = agent.noise("loss", n, self.rng)
+        counts = True
         if distributed.size() > 1:  # all ranks draw alike, and each learns from its share
-            data, noise = tmap(lambda x: x[distributed.share(n)], (data, noise))
-        yield Batch(data, self.annealed(agent, clock), noise)
+            part = distributed.share(n)
+            counts = part.start < part.stop
+            data, noise = tmap(lambda x: x[part if counts else slice(1)], (data, noise))
+        yield Batch(data, self.annealed(agent, clock), noise, counts=counts)
 
     def _show(self, agent: Agent) -> None:
         """Let the agent observe all examples; streamed ones only where it does something with them."""
@@ -81,6 +88,18 @@ class Dataset(Source):
             parts = everything.split(self.batch_size)
             for examples in self._fetch.batches(tuple(part[distributed.share(len(part))] for part in parts)):
                 agent.observe(examples.obs)
+
+    @torch.no_grad()
+    def _keep(self, agent: Agent) -> None:
+        """Let the agent's frozen layers, if any, read all examples once; not saved: a resume does it again."""
+        self._asked = True
+        training, parts = agent.training, torch.arange(self.task.size, device=self.env.device).split(64)
+        agent.eval()
+        if not self.task.augments and agent.frozen(self.task.draw(parts[0][:1]).obs) is not None:
+            drawn = map(self.task.draw, parts) if self._fetch is None else self._fetch.batches(parts)
+            kept = [examples._replace(obs=Features(agent.frozen(examples.obs))) for examples in drawn]
+            self._kept = tmap(lambda *x: torch.cat(x), *kept)
+        agent.train(training)
 
     def _draw(self) -> None:
         """Draw the examples of some batches at once, where one gather serves them all; of a streamed task the next."""
@@ -94,11 +113,12 @@ class Dataset(Source):
                 else torch.arange(n, device=device)
             )
         start = self.cursor * self.batch_size
-        if self._fetch is not None:
+        if self._fetch is not None and self._kept is None:
             self._ahead = self._ahead or self._fetch.batches(self.order[start:].split(self.batch_size))
             self._drawn.append(next(self._ahead))
             return
-        examples = self.task.draw(self.order[start : start + 32 * self.batch_size])
+        index = self.order[start : start + 32 * self.batch_size]
+        examples = self.task.draw(index) if self._kept is None else tmap(lambda x: x.index_select(0, index), self._kept)
         for at in reversed(range(0, len(next(leaves(examples))), self.batch_size)):
             self._drawn.append(tmap(lambda x, at=at: x[at : at + self.batch_size], examples))
 

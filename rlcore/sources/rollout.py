@@ -51,10 +51,12 @@ class Rollout(Acting):
             if not self.env.always_valid and count == len(valid):  # items are steps, not sequences
                 order = order[valid[order]]
             for index in order.tensor_split(self.config.minibatches):
-                if not len(index) and distributed.size() == 1:  # else another rank may have items
+                counts = len(index) > 0
+                if not counts and distributed.size() == 1:  # else another rank may have items
                     continue
+                index = index if counts else order.new_zeros(1)
                 items = agent.minibatch(tmap(lambda x, i=index: x.index_select(0, i), data))
-                yield Batch(items, knobs, agent.noise("loss", len(index), self.rng))
+                yield Batch(items, knobs, agent.noise("loss", len(index), self.rng), counts=counts)
                 if self.stopped:
                     return
 
