@@ -1,8 +1,8 @@
 """Classification of texts as a one-step task: the observation is a text's tokens, the action its label's logits.
 
-    one label a text:      reward = log softmax(z)[y], the target smoothed by ``label_smoothing``
-    several labels a text: reward = mean over labels of  y log s(z) + (1 - y) log(1 - s(z)), with s the logistic function
-    bandit:                the action is a label; reward = 1 if it is the right one, else 0
+    one label a text:   reward = log softmax(z)[y], the target smoothed by ``label_smoothing``
+    several labels:     reward = mean over labels of  y log s(z) + (1 - y) log(1 - s(z)),  s the logistic function
+    bandit:             the action is a label; reward = 1 if it is the right one, else 0
 
 What is left out of the data, and how they are split: `envs.labelled_texts`.
 """
@@ -26,6 +26,7 @@ from envs.options import validated
 from envs.table import from_rows, read
 from envs.texts import TokenAugmenter, remarks
 from envs.vocabulary import Vocabulary
+from rlcore.errors import UserError
 from rlcore.spaces import Tokens
 from rlcore.types import Example, Spec
 from rlcore.vector import Autoreset, Split
@@ -51,6 +52,11 @@ class TextTask(OneStepTask):
         """Return tokens (B, length) and targets {"label": (B,) or (B, C), "row": (B,)} at ``index`` (B,) int64."""
         label = self._target.index_select(0, index)
         return Example(self._tokens.index_select(0, index).long(), {"label": label, "row": index})
+
+    @property
+    def augments(self) -> bool:
+        """Whether the keyword ``augment`` says anything."""
+        return self._augmenter is not None
 
     def augment(self, data: Example, generator: torch.Generator) -> Example:
         """Return the examples with their tokens varied as the keyword ``augment`` says."""
