@@ -81,7 +81,8 @@ class Evaluate:
     def __init__(self, env: VectorEnv | None, config: EvalConfig, checkpoints: Path | None = None) -> None:
         self.env, self.config, self.checkpoints = env, config, checkpoints
         self.by = [config.best, config.best_mode]
-        self.best: float | None = None
+        self.sign = 1 if config.best_mode == "max" else -1
+        self.best = -self.sign * math.inf
 
     def maybe(self, trainer: Trainer) -> None:
         """Evaluate when due.
@@ -105,9 +106,9 @@ class Evaluate:
         """Save the agent as the best if it is."""
         if self.config.best not in values:
             raise UserError(f"eval.best: '{self.config.best}' is not evaluated{nearest(self.config.best, values)}")
-        value, sign = values[self.config.best], 1 if self.config.best_mode == "max" else -1
+        value = values[self.config.best]
         # The later of equals has learnt more; NaN is never best.
-        if sign * value >= (-math.inf if self.best is None else sign * self.best):
+        if self.sign * value >= self.sign * self.best:
             self.best = value
             state = {"best": self.best, "clock": trainer.clock.state_dict()}
             if not distributed.rank():
@@ -134,7 +135,8 @@ class Stop:
 
     def __init__(self, config: StopConfig) -> None:
         self.config = config
-        self.best: float | None = None
+        self.sign = 1 if config.mode == "max" else -1
+        self.best = -self.sign * math.inf
         self.since = 0  # looks since the best
 
     def maybe(self, trainer: Trainer) -> None:
@@ -147,12 +149,11 @@ class Stop:
         value = trainer.row.get(metric)
         if value is None:
             return self._require_known(trainer.row)
-        sign = 1 if self.config.mode == "max" else -1
-        if self.best is None or sign * value > sign * self.best + self.config.min_delta:
+        if self.sign * value > self.sign * self.best + self.config.min_delta:  # NaN is no improvement
             self.best, self.since = value, 0
         else:
             self.since += 1
-        if self.config.threshold is not None and sign * value >= sign * self.config.threshold:
+        if self.config.threshold is not None and self.sign * value >= self.sign * self.config.threshold:
             trainer.stopping = f"{metric} reached {value:.6g}"
         elif patience and self.since >= patience:
             trainer.stopping = f"{metric} has not improved on {self.best:.6g} for {self.since} looks"

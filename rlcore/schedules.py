@@ -50,7 +50,7 @@ class Schedule(BaseModel):
     def model_post_init(self, _: Any) -> None:
         """Check what single fields cannot."""
         if self.kind == "exponential" and min(self.start, self.end) <= 0:
-            raise ValueError("an exponential schedule needs start and end above 0")
+            raise ValueError("start and end above 0 for an exponential schedule")
         if self.kind != "constant" and self.warmup >= self.fraction:
             raise ValueError("a warmup below fraction, by which end is reached")
 

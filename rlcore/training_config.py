@@ -64,6 +64,13 @@ class OptimConfig(Model):
     def _dotted(cls, value: Any) -> Any:
         return flatten(value) if isinstance(value, dict) else value  # overrides nest names at their dots
 
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _two(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise ValueError("two numbers, such as [0.9, 0.999]")
+        return value
+
     def model_post_init(self, _: Any) -> None:
         """Check what single fields cannot."""
         if self.clip and self.clip_value:

@@ -84,6 +84,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "cartpole_dqn",
         {**REPLAY, "budget.frames": 2000, "source.prioritized": True, "optim.accumulate": 2},
     ),
+    "dqn-segments": (
+        "cartpole_dqn",
+        {
+            **REPLAY,
+            "budget.frames": 1500,
+            "optim": {"name": "adamw", "weight_decay": 0.01, "l1": 1e-4, "accumulate": 3, "precision": "bf16"},
+            "optim.scale": {"*.head.*": 2.0},
+            "optim.schedule": {"kind": "cosine", "warmup": 0.2},
+        },
+    ),
     "c51": ("cartpole_c51", {**REPLAY, "budget.frames": 1500}),
     "iqn": ("cartpole_iqn", {**REPLAY, "budget.frames": 1000, "agent.noisy": True}),
     "rainbow": ("cartpole_rainbow", {**REPLAY, "budget.frames": 1200}),

@@ -89,7 +89,7 @@ class GRU(Recurrent):
         u = F.linear(h, self.cell.weight_hh, self.cell.bias_hh)  # (B, 3 features)
         r, z = (x[:, :width] + u[:, :width]).sigmoid().chunk(2, 1)
         n = (x[:, width:] + r * u[:, width:]).tanh()
-        return (torch.lerp(n, h, z),)
+        return (torch.lerp(n.to(h.dtype), h, z.to(h.dtype)),)  # memory stays as precise as it was, under autocast too
 
 
 class LSTM(Recurrent):
