@@ -117,7 +117,7 @@ class SentimentTask(CompletionTask):
         self._judged: tuple[Tensor, Tensor] | None = None  # the completions judged last, and the answer
 
     def reward(self, action: Tensor, target: Tensor, /) -> Tensor:
-        """Return the label's probability for each completion (B, L): (B,)."""
+        """Return the label's probability for each completion (B, L): (B,); its last bits depend on B."""
         if self._judged is None or self._judged[0] is not action:  # a step asks twice: reward and outcome
             texts = self.vocabulary.decode(self.end(action))
             self._judged = action, self.judge(texts).to(action.device)
