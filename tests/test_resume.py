@@ -90,7 +90,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **REPLAY,
             "budget.frames": 1500,
             "optim": {"name": "adamw", "weight_decay": 0.01, "l1": 1e-4, "accumulate": 3, "precision": "bf16"},
-            "optim.scale": {"*.head.*": 2.0},
+            "optim.scale": {"*.advantage.*": 2.0},
             "optim.schedule": {"kind": "cosine", "warmup": 0.2},
         },
     ),
