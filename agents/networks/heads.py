@@ -94,7 +94,8 @@ class QuantileNetwork(Heads):
 
         Z_tau(s, a) = head(psi(s) * phi(tau)),    phi(tau) = relu(linear(cos(pi i tau), i = 0 ... cosines - 1))
 
-    psi are the features of the observation; phi has their width.
+    psi are the features of the observation; phi has their width. It starts around 1: no unit is 0 at all
+    fractions, where it would stay, and values start as without fractions.
     """
 
     frequencies: Tensor
@@ -102,6 +103,7 @@ class QuantileNetwork(Heads):
     def __init__(self, features: Network, actions: int, cosines: int, **options: Any) -> None:
         super().__init__(features, actions, **options)
         self.embedding = nn.Linear(cosines, features.out_features)
+        nn.init.ones_(self.embedding.bias)
         self.register_buffer("frequencies", math.pi * torch.arange(cosines).float(), persistent=False)
 
     def forward(self, obs: Any, tau: Tensor, noise: Tensor | None = None) -> Tensor:
