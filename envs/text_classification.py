@@ -58,6 +58,11 @@ class TextTask(OneStepTask):
         """Whether the keyword ``augment`` says anything."""
         return self._augmenter is not None
 
+    @property
+    def augments(self) -> bool:
+        """Whether training texts are varied."""
+        return self._augmenter is not None
+
     def augment(self, data: Example, generator: torch.Generator) -> Example:
         """Return the examples with their tokens varied as the keyword ``augment`` says."""
         return data if self._augmenter is None else data._replace(obs=self._augmenter(data.obs, generator))

@@ -75,8 +75,7 @@ class Vocabulary:
         smallest = len(SPECIAL) + (256 if kind == "bpe" else 1)
         if size < smallest:
             raise UserError(f"vocabulary_size: got {size}, expected at least {smallest} for '{kind}'")
-        tokenizer, trainer = _untrained(kind, size)
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer = _pieces(list(texts), size) if kind == "wordpiece" else _learnt(texts, kind, size)
         if tokenizer.get_vocab_size() == len(SPECIAL):
             raise UserError("vocabulary: got no text to learn tokens from, expected some")
         return cls(tokenizer)
@@ -171,8 +170,7 @@ def resolve(tokens: str, size: int, texts: Iterable[str], state: dict[str, Any] 
     return Vocabulary.train(texts, tokens, size)
 
 
-def _untrained(kind: str, size: int) -> tuple[Tokenizer, Any]:
-    """Return an empty tokenizer and what trains it."""
+def _learnt(texts: Iterable[str], kind: str, size: int) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     options: dict[str, Any] = {"vocab_size": size, "special_tokens": SPECIAL, "show_progress": False}
@@ -180,18 +178,42 @@ def _untrained(kind: str, size: int) -> tuple[Tokenizer, Any]:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
-    if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer()
+        trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL[1]))
+        trainer = trainers.WordLevelTrainer(**options)
+        if kind == "chars":
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            tokenizer.decoder = decoders.Fuse()
+        else:
+            tokenizer.normalizer = normalizers.Lowercase()
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _pieces(texts: list[str], size: int) -> Tokenizer:
+    """Return a WordPiece tokenizer.
+
+    The library numbers the single characters that go on with a word as it meets them, in an order that changes from
+    run to run, and breaks ties by number. So they are numbered beforehand.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    def empty(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+        tokenizer = Tokenizer(models.WordPiece(vocabulary or {}, unk_token=SPECIAL[1]))
+        tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        return tokenizer, trainers.WordPieceTrainer(**options)
-    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    if kind == "chars":
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        tokenizer.decoder = decoders.Fuse()
-    else:
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer, trainers.WordLevelTrainer(**options)
+        return tokenizer
+
+    normalizer = normalizers.BertNormalizer()
+    characters = sorted({c for text in texts for c in set(normalizer.normalize_str(text)) if not c.isspace()})
+    numbered = [*SPECIAL, *(f"##{c}" for c in characters)]
+    trained = empty()
+    trained.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=numbered, show_progress=False)
+    )
+    tokenizer = empty(trained.get_vocab())  # in which only the special tokens are special
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
