@@ -142,11 +142,11 @@ class _Fetch:
 
     def __init__(self, task: Task, workers: int, device: torch.device) -> None:
         self.device = device
-        self._wanted: tuple[Tensor, ...] = ()
+        self._wanted: list[Tensor] = []
         self._loader = DataLoader(
             cast("Any", _Items(task)),
             batch_size=None,
-            sampler=self,
+            sampler=self._wanted,
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
@@ -155,12 +155,9 @@ class _Fetch:
             generator=torch.Generator(),  # else it draws from torch's global stream, which dropout draws from
         )
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._wanted)
-
     def batches(self, indices: tuple[Tensor, ...]) -> Iterator[Any]:
         """Yield the items at each index (B,), on the source's device; ends what was asked for before."""
-        self._wanted = tuple(index.cpu() for index in indices)
+        self._wanted[:] = [index.cpu() for index in indices]
         for items in self._loader:
             if isinstance(items, UserError):
                 raise items
