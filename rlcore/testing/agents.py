@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from rlcore.agent import Agent
 from rlcore.config import Config
 from rlcore.evaluation import evaluate
 from rlcore.native import BatchedEnv
+from rlcore.spaces import Tokens
 from rlcore.trainer import Trainer
 from rlcore.tree import leaves, tmap
-from rlcore.types import Batch, Rollout
+from rlcore.types import Batch, Rollout, Step
 from rlcore.vector import Autoreset, Split
 
 # What makes a host wait for a device, or a shape depend on values.
@@ -75,8 +76,60 @@ class Echo(BatchedEnv):
         return torch.nn.functional.one_hot(state[:, 0].long(), self.actions).float()
 
 
-if "Echo" not in registry.names("envs"):
-    registry.register("envs", "Echo", Echo)
+class EchoText(BatchedEnv):
+    """`Echo` for agents that write: the prompt is one letter, to be written once and ended.
+
+    Each of the two tokens is worth 1/2. Environments 4 i ... 4 i + 3 show the same prompts if they are seeded together.
+    """
+
+    num_uniforms = 1
+    pad, bos, eos, letters, group = 0, 1, 2, 4, 4
+
+    def __init__(
+        self, num_envs: int, device: str = "cpu", split: Split = "train", autoreset: Autoreset = "same_step"
+    ) -> None:
+        vocabulary = 3 + self.letters
+        super().__init__(
+            num_envs,
+            device,
+            split,
+            autoreset,
+            obs_space=Tokens(vocabulary, 1, self.pad, self.bos, self.eos),
+            action_space=Tokens(vocabulary, 2, self.pad, self.bos, self.eos),
+            max_episode_steps=2,
+        )
+        self.spec = self.spec._replace(extras=frozenset({"group"}))
+
+    def reset(
+        self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Start new episodes, those of a group alike."""
+        if isinstance(seed, int):
+            seed = [seed + i // self.group for i in range(self.num_envs)]
+        return super().reset(seed, mask)
+
+    def step(self, action: Tensor) -> Step:
+        """Judge what was written, and say who is compared with whom."""
+        step = super().step(action)
+        return step._replace(extras={"group": torch.arange(self.num_envs, device=self.device) // self.group})
+
+    def initial(self, u: Tensor) -> Tensor:
+        """Choose the letter."""
+        return 3 + (u * self.letters).long()
+
+    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward what is written and end the episode."""
+        right = (action[:, 0] == state[:, 0]).float() + (action[:, 1] == self.eos).float()
+        return state, right / 2, torch.ones_like(right, dtype=torch.bool)
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Show the letter."""
+        return state.clone()
+
+
+for _name, _env in (("Echo", Echo), ("EchoText", EchoText)):
+    if _name not in registry.names("envs"):
+        registry.register("envs", _name, _env)
 
 
 def check_agent(recipe: str | Path | Mapping[str, Any], learns: Mapping[str, Any] | None = None) -> None:
@@ -84,7 +137,7 @@ def check_agent(recipe: str | Path | Mapping[str, Any], learns: Mapping[str, Any
 
     Args:
         recipe: a recipe's name, file or settings. Only its first few iterations are run.
-        learns: overrides of the recipe under which the tiny problem is learnt; None: the `Echo` task
+        learns: overrides of the recipe under which the tiny problem is learnt; None: the `Echo` task (`EchoText`)
             (for agents that act), or 300 updates on one batch (for those that learn from a dataset).
 
     Raises:
@@ -186,7 +239,8 @@ def check_loss(trainer: Trainer) -> None:
 def part(batch: Batch, at: slice) -> Batch:
     """Return some of a batch's items with the noise that is theirs; sequences from replay are items time-major."""
     if not isinstance(batch.data, Rollout):
-        return tmap(lambda x: x[at], batch._replace(knobs={}))._replace(knobs=batch.knobs)
+        some = tmap(lambda x: x[at], batch._replace(knobs={}, counts=None))
+        return some._replace(knobs=batch.knobs, counts=batch.counts)
     timed = tmap(lambda x: x[:, at], batch.data._replace(state=(), weight=None))
     state, weight, noise = tmap(lambda x: x[at], (batch.data.state, batch.data.weight, batch.noise))
     return batch._replace(data=timed._replace(state=state, weight=weight), noise=noise)
@@ -230,13 +284,15 @@ def check_learns(config: Config[Any], learns: Mapping[str, Any] | None) -> None:
         losses = [float(trainer.update(batch).metrics[first]) for _ in range(300)]
         assert losses[-1] < 0.7 * losses[0], f"300 updates on one batch took the loss from {losses[0]} to {losses[-1]}"
         return
-    env = build.env(config.env, config.device, num_envs=1)
-    continuous = isinstance(env.spec.action_space, spaces.Box)
+    env = build.env(config.env, config.device)
+    continuous, writes = (isinstance(env.spec.action_space, kind) for kind in (spaces.Box, Tokens))
     env.close()
     raw = config.model_dump()
-    raw["env"] = {"id": "Echo", "num_envs": 8, "kwargs": {"continuous": continuous}}
+    task = {"id": "EchoText"} if writes else {"id": "Echo", "kwargs": {"continuous": continuous}}
+    raw["env"] = {**task, "num_envs": 8}
     if "network" in raw["agent"]:
-        raw["agent"]["network"] = {"name": "mlp", "kwargs": {"hidden": [32]}}
+        small = {"name": "mlp", "kwargs": {"hidden": [32]}}
+        raw["agent"]["network"] = {"name": "text_gru", "kwargs": {"width": 16}} if writes else small
     raw["budget"] = {"frames": 4000}
     if config.source.name == "replay":
         raw["source"] |= {"learning_starts": 200, "updates_per_frame": 0.25, "frames_per_iteration": 8}
