@@ -135,7 +135,6 @@ class ImagesTask(OneStepTask):
             self._target = self._target.to(device)
             self._images = data.images[torch.from_numpy(rows)].to(device)  # (size, H, W, C)
         self._augment = augmentation(config.augment, "env.kwargs.augment")
-        self._augments = bool(config.augment)
 
     def draw(self, index: Tensor) -> Example:
         """Return the examples (B, ...) at ``index`` (B,) int64, images (B, H, W, C) uint8 and classes (B,)."""
@@ -149,9 +148,14 @@ class ImagesTask(OneStepTask):
             images = self._images[torch.from_numpy(rows)]
         return Example(images.to(index.device), self._target[at].to(index.device))
 
+    @property
+    def augments(self) -> bool:
+        """Whether the keyword ``augment`` says anything."""
+        return bool(self._augment)
+
     def augment(self, data: Example, generator: torch.Generator) -> Example:
         """Return the examples with their images changed at random."""
-        return data._replace(obs=self._augment(data.obs, generator)) if self._augments else data
+        return data._replace(obs=self._augment(data.obs, generator)) if self._augment else data
 
     def reward(self, action: Tensor, target: Tensor, /) -> Tensor:
         """Return minus the loss of logits (B, C), or 1 for a right class (B,) and 0 for a wrong one."""

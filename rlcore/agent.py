@@ -80,6 +80,14 @@ class Agent(nn.Module, ABC):
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch, summed over its items."""
 
+    def frozen(self, obs: Any) -> Any:
+        """Return what layers that never learn make of observations (B, ...), a tree (B, ...); None: there are none.
+
+        A dataset computes it once for every example, in evaluation mode, and gives `loss` these `Features` in place of
+        the observations, unless these are varied at random.
+        """
+        return None
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the named parameter groups; each has its own optimiser, schedule and clip in `Optim`."""
         return {"main": [p for p in self.parameters() if p.requires_grad]}

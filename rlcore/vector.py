@@ -30,6 +30,11 @@ class Task(ABC):
     def draw(self, index: Tensor) -> Any:
         """Return the items (B, ...), mostly an `Example`, at ``index`` (B,) int64, on the task's device."""
 
+    @property
+    def augments(self) -> bool:
+        """Whether `augment` varies anything."""
+        return type(self).augment is not Task.augment
+
     def augment(self, data: Any, generator: torch.Generator) -> Any:
         """Return items (B, ...) with their observations varied at random; called on what is learnt from only."""
         return data

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from agents.networks.encode import Network
 from rlcore.errors import UserError
+from rlcore.types import Features
 
 
 class Predictor(nn.Module):
@@ -32,5 +33,5 @@ class Predictor(nn.Module):
             self.head.weight = embedding.weight
 
     def forward(self, obs: Any) -> Tensor:
-        """Return the predictions for observations, tree (B, ...)."""
-        return self.head(self.trunk(obs))
+        """Return the predictions for observations, tree (B, ...), or for their `Features`."""
+        return self.head(obs.features if isinstance(obs, Features) else self.trunk(obs))
