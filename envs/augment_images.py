@@ -7,7 +7,7 @@ every image, so that what is drawn depends on the batch's shape alone.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -140,8 +140,18 @@ KINDS: dict[str, type[Augmentation]] = {
 }  # fmt: skip
 
 
-def augmentation(steps: Sequence[Mapping[str, Any]], where: str) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Return the augmentations in order as one function of images (B, H, W, C) uint8 and a generator.
+class Sequence(tuple[Augmentation, ...]):
+    """Augmentations, one after the other."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return changed images (B, H, W, C) uint8."""
+        for part in self:
+            images = part(images, generator)
+        return images
+
+
+def augmentation(steps: Iterable[Mapping[str, Any]], where: str) -> Sequence:
+    """Return the augmentations named, in order.
 
     Args:
         steps: mappings such as {"name": "crop", "padding": 1}.
@@ -150,14 +160,7 @@ def augmentation(steps: Sequence[Mapping[str, Any]], where: str) -> Callable[[Te
     Raises:
         UserError: a name or an option is unknown, or a value is out of range.
     """
-    parts = [_step(step, f"{where}[{i}]") for i, step in enumerate(steps)]
-
-    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-        for part in parts:
-            images = part(images, generator)
-        return images
-
-    return augment
+    return Sequence(_step(step, f"{where}[{i}]") for i, step in enumerate(steps))
 
 
 def _step(step: Mapping[str, Any], where: str) -> Augmentation:

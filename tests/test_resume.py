@@ -103,6 +103,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "td3-pendulum": ("pendulum_td3", {**REPLAY, "budget.frames": 800}),
     "sac-hopper": ("hopper_sac", {**REPLAY, "budget.frames": 800, "agent.hidden": [16]}),
     "supervised-mini-batches": ("house_prices", {"budget.frames": 30000, "checkpoint.every": 1000, "log.every": 500}),
+    "images-augmented": (
+        "digits_cnn",
+        {
+            "agent.network.kwargs": {"width": 2, "stages": 1, "features": 4},
+            "budget.frames": 12000,
+            "checkpoint.every": 1000,
+            "log.every": 500,
+        },
+    ),
     "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
     "ppo-native": ("cartpole_ppo", {**POLICY, "budget.frames": 4000, "agent.target_kl": 0.02}),
     "ppo-mujoco": (
