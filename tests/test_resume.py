@@ -37,6 +37,7 @@ FAST: dict[str, Any] = {
 TINY_POLICY: dict[str, Any] = {"agent.network.kwargs.hidden": [16], "env.num_envs": 4}
 POLICY = {**TINY_POLICY, "source.horizon": 16, "source.epochs": 2, "source.minibatches": 2}
 MEMORY = {"agent.network.kwargs": {"features": 8}, "env.num_envs": 4, "source.horizon": 16, "source.epochs": 2}
+TINY_TEXT = {"env.kwargs.n": 500, "agent.network.kwargs": {"layers": 1, "heads": 1, "width": 8}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn-native": ("cartpole_dqn", {**REPLAY, "budget.frames": 3000, "eval.every": 500, "eval.episodes": 3}),
     "dqn-sync": ("cartpole_dqn", {**REPLAY, "budget.frames": 2000, "env.backend": "sync"}),
@@ -112,6 +113,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "log.every": 500,
         },
     ),
+    "supervised-frozen": (
+        "house_prices",
+        {
+            "agent.network.kwargs.hidden": [16],
+            "optim.freeze": ["network.trunk.*"],
+            "budget.frames": 30000,
+            "checkpoint.every": 1000,
+        },
+    ),
     "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
     "ppo-native": ("cartpole_ppo", {**POLICY, "budget.frames": 4000, "agent.target_kl": 0.02}),
     "ppo-mujoco": (
@@ -121,6 +131,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo-memory": ("cartpole_memory_ppo", {**MEMORY, "budget.frames": 2500}),
     "a2c": ("cartpole_a2c", {**TINY_POLICY, "budget.frames": 4000, "agent.normalize_obs": True}),
     "reinforce": ("cartpole_reinforce", {**TINY_POLICY, "source.horizon": 32, "budget.frames": 5000}),
+    "seq2seq": (
+        "arithmetic_sft",
+        {**TINY_TEXT, "budget.frames": 12000, "eval.every": 3000, "checkpoint.every": 1000, "log.every": 500},
+    ),
+    "grpo": (
+        "arithmetic_grpo",
+        {**TINY_TEXT, "budget.frames": 3000, "env.num_envs": 16, "env.kwargs.group": 4, "agent.kl_coef": 0.1},
+    ),
     "r2d2": (
         "cartpole_memory_r2d2",
         {
