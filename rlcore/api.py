@@ -154,6 +154,9 @@ def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
 def _write_result(trainer: Trainer, folder: Path, result: dict[str, Any]) -> None:
     clock = trainer.clock
     result = {**result, "frames": clock.frames, "updates": clock.updates, "train_seconds": trainer.train_seconds}
+    groups = trainer.optim.groups.values()
+    result["parameters"] = sum(p.numel() for p in trainer.agent.parameters())
+    result["trained_parameters"] = sum(p.numel() for group in groups for p in group.parameters)
     if trainer.stopping:
         result["stopped"] = trainer.stopping
     runs.write_json(folder / "result.json", result)
