@@ -198,7 +198,8 @@ def test_workers_leave_ctrl_c_to_the_run_and_end_with_it(folder: Path) -> None:
 def test_killed_and_resumed_equals_never_interrupted(folder: Path, tmp_path: Path) -> None:
     overrides = {
         **test_resume.FAST, "env.kwargs.path": str(folder), "env.kwargs.memory": "never", "agent.network": {
-            "name": "small_cnn", "kwargs": {"width": 2, "stages": 1, "features": 4}}, "source.batch_size": 8, "source.workers": 1,
+            "name": "small_cnn", "kwargs": {"width": 2, "stages": 1, "features": 4}},
+        "source.batch_size": 8, "source.workers": 1,
         "env.kwargs.augment": AUGMENT, "budget.frames": 3000, "checkpoint.every": 300, "log.every": 100,
     }  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
