@@ -133,11 +133,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "reinforce": ("cartpole_reinforce", {**TINY_POLICY, "source.horizon": 32, "budget.frames": 5000}),
     "seq2seq": (
         "arithmetic_sft",
-        {**TINY_TEXT, "budget.frames": 12000, "eval.every": 3000, "checkpoint.every": 1000, "log.every": 500},
+        {**TINY_TEXT, "budget.frames": 8000, "eval.every": 3000, "checkpoint.every": 500, "log.every": 500},
     ),
     "grpo": (
         "arithmetic_grpo",
-        {**TINY_TEXT, "budget.frames": 3000, "env.num_envs": 16, "env.kwargs.group": 4, "agent.kl_coef": 0.1},
+        {**TINY_TEXT, "budget.frames": 1600, "env.num_envs": 16, "env.kwargs.group": 4, "agent.kl_coef": 0.1},
     ),
     "r2d2": (
         "cartpole_memory_r2d2",

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import rlcore
 from agents.configs.text import Seq2SeqConfig
 from agents.seq2seq import Seq2Seq
+from rlcore import config as configs
 from rlcore.errors import UserError
 from rlcore.generate import generate
 from rlcore.losses import token_cross_entropy
@@ -132,7 +133,7 @@ def test_the_agent_keeps_the_contract():
 @pytest.fixture(scope="module")
 def reversal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "reversal"
-    rlcore.train(PAIRS, out=out, **{"budget.frames": 640, "eval.final_episodes": 4})
+    rlcore.train(configs.override(PAIRS, {"budget.frames": 640, "eval.final_episodes": 4}), out=out)
     return out
 
 
@@ -145,9 +146,10 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "agent": {"name": "supervised", "network": {"name": "decoder", "kwargs": {**SMALL, "width": 32}}},
         "source": {"batch_size": 32},
         "optim": {"lr": 0.01},
-        "eval": {"every": 0},
+        "eval": {"every": 0, "final_episodes": 4},
+        "budget": {"frames": 4000},
     }
-    rlcore.train(recipe, out=folder / "language", **{"budget.frames": 4000, "eval.final_episodes": 4})
+    rlcore.train(recipe, out=folder / "language")
     return folder / "language"
 
 
