@@ -114,19 +114,19 @@ class SentimentTask(CompletionTask):
     def __init__(self, example: Example, prepared: Prepared, judge: Judge) -> None:
         super().__init__(example, prepared.spec(), prepared.vocabulary)
         self.judge = judge
-        self._judged: tuple[Tensor, Tensor] | None = None  # the completions judged last, and the answer
+        self._judged: tuple[Tensor, Tensor] | None = None  # completions, and their chances
 
     def reward(self, action: Tensor, target: Tensor, /) -> Tensor:
         """Return the label's probability for each completion (B, L): (B,); its last bits depend on B."""
-        if self._judged is None or self._judged[0] is not action:  # a step asks twice: reward and outcome
-            texts = self.vocabulary.decode(self.end(action))
-            self._judged = action, self.judge(texts).to(action.device)
-        return self._judged[1]
+        chance = self.judge(self.vocabulary.decode(self.end(action))).to(action.device)
+        self._judged = action, chance
+        return chance
 
     def outcome(self, action: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the completion (B, L), how the review goes on (B, L), and whether the label is likelier than not."""
-        likely = self.reward(action, target) > 0.5
-        return {"completion": self.end(action), "target": target, "is_success": likely}
+        judged, self._judged = self._judged, None  # a step asks for the reward just before
+        chance = judged[1] if judged is not None and judged[0] is action else self.reward(action, target)
+        return {"completion": self.end(action), "target": target, "is_success": chance > 0.5}
 
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
         """Return nothing beside the success rate: there is no one right answer."""
