@@ -58,13 +58,14 @@ def test_held_out_windows_predict_every_token_once(tmp_path_factory, n, context,
     path.write_text(TEXT[:n])
     options = {"data": str(path), "context": context, "val_fraction": held[0], "test_fraction": held[1]}
     start, end = int(n * (1 - (held[0] + held[1]))), int(n * (1 - held[1]))
-    for split, part in (("validation", TEXT[start:end]), ("test", TEXT[end:n])):
+    for split, part, before in (("validation", TEXT[start:end], TEXT[start - 1]), ("test", TEXT[end:n], TEXT[end - 1])):
         env = LanguageModel(1, split=split, **options)
         assert env.episodes == env.task.size == math.ceil(len(part) / context)
         known = set(TEXT[:start])
         assert read_back(env) == "".join(c if c in known else "[UNK]" for c in part)
         x, y = everything(env)
-        ids = torch.cat([x[:1, 0], y[y != IGNORE]])  # the first is predicted from the token before the split
+        ids = torch.cat([x[:1, 0], y[y != IGNORE]])
+        assert env.corpus.vocabulary.decode(x[:1, :1]) == [before if before in known else "[UNK]"]
         assert torch.equal(x[y != IGNORE], ids[:-1]) and not x[y == IGNORE][1:].any()
 
 
@@ -139,6 +140,7 @@ def test_who_knows_nothing_pays_the_logarithm_of_the_vocabulary(file, tokens, si
     cat = {k: torch.cat([step.extras[k] for step in steps])[: env.task.size] for k in steps[0].extras}
     values, vocabulary = env.metrics(cat), env.corpus.vocabulary
     assert values["perplexity"] == pytest.approx(vocabulary.size, rel=1e-5)
+    assert values["accuracy"] == 0  # padding is said everywhere, right nowhere
     bits = len(vocabulary.ids([TEXT[180:]])[0]) * math.log2(vocabulary.size) / 20
     assert values["bits_per_character"] == pytest.approx(bits, rel=1e-5)
 

@@ -216,6 +216,9 @@ def test_augmentation_by_hand_where_all_or_nothing_is_changed(letters):
     assert varied(letters, "delete", 1.0, ["abc", ""], 6)[1].tolist() == [[2, 3, 0, 0, 0, 0]] * 2
     swapped = {letters.decode(varied(letters, "swap", 1.0, ["abcd"], 8, seed)[1])[0] for seed in range(20)}
     assert swapped == {"badc", "acbd"}  # pairs that begin at either parity, never over a mark
+    whole = letters.encode(["abcd"] * 20, 4)  # without marks: the last has no next
+    swap = TokenAugmenter([Augmentation(name="swap", p=1.0)], letters)
+    assert {*letters.decode(swap(whole, torch.Generator().manual_seed(0)))} == {"badc", "acbd"}
 
 
 @settings(max_examples=60, deadline=None)

@@ -23,9 +23,10 @@ def bpe():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_tokens_come_first_and_training_repeats(kind):
-    one, other = (Vocabulary.train(iter(TEXTS), kind, 300) for _ in range(2))
+    texts = [*TEXTS, "The quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs."]
+    one, *others = (Vocabulary.train(iter(texts), kind, 300) for _ in range(4))
     assert (one.pad, one.unk, one.bos, one.eos) == (0, 1, 2, 3) and one.special == [0, 1, 2, 3]
-    assert one.state() == other.state() and one.size <= 300
+    assert all(other.state() == one.state() for other in others) and one.size <= 300
 
 
 def test_what_each_kind_takes_for_a_token():
