@@ -11,7 +11,6 @@ from conftest import rows
 from torch import Tensor
 
 import rlcore
-from agents import generation
 from agents.configs.text import GRPOConfig
 from agents.grpo import GRPO, Item
 from rlcore import build, checkpoint
@@ -67,6 +66,14 @@ def played(learner: GRPO, reward: Tensor, group: Tensor) -> Rollout:
     return Rollout(shown, act.action.unflatten(0, (2, 8)), reward, yes, no, shown, yes, two, {"group": group})
 
 
+def counted(completion: Tensor) -> Tensor:
+    """Return which places hold tokens, the one that ends included, place by place."""
+    marks = torch.zeros_like(completion, dtype=torch.bool)
+    for row, tokens in enumerate(completion.tolist()):
+        marks[row, : tokens.index(EOS) + 1 if EOS in tokens else L] = True
+    return marks
+
+
 REWARD = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
 GROUP = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]] * 2)
 
@@ -76,7 +83,7 @@ GROUP = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]] * 2)
 def test_the_policy_that_learns_is_the_one_that_acted(name: str, options: dict[str, Any]):
     learner = agent(name, **options)
     item = learner.prepare(played(learner, REWARD, GROUP))
-    counts = generation.written(item.completion, [EOS])
+    counts = counted(item.completion)
     assert 0 < int(counts.sum()) < counts.numel()
     out = learner.loss(Batch(item))
     assert float(out.metrics["approx_kl"]) < 1e-9
@@ -110,7 +117,7 @@ def test_updates_keep_to_the_support_that_acted():
     every = learner.log_probs(learner.network, item)
     assert (every.exp()[~item.support] == 0).all()
     torch.testing.assert_close((every.exp() * item.support).sum(-1), torch.ones(16, L))
-    counts = generation.written(item.completion, [EOS])
+    counts = counted(item.completion)
     taken = every.gather(-1, item.completion[..., None])[..., 0]
     assert (taken[counts] > -100).all()
 
@@ -129,7 +136,7 @@ def test_the_loss_by_its_equations_and_nothing_after_the_end():
     learner = agent()
     item = learner.prepare(played(learner, REWARD, GROUP))
     item = item._replace(log_prob=item.log_prob + 0.3 * torch.randn(16, L, generator=torch.Generator().manual_seed(4)))
-    counts = generation.written(item.completion, [EOS])
+    counts = counted(item.completion)
     out = learner.loss(Batch(item))
     assert int(out.count) == int(counts.sum())
     torch.testing.assert_close(out.total, hand_loss(learner, item)[counts].sum())
@@ -149,7 +156,7 @@ def test_the_loss_by_its_equations_and_nothing_after_the_end():
 def test_entropy_is_that_of_the_distribution_drawn_from():
     learner = agent(**TRUNCATED, entropy_coef=0.5)
     item = learner.prepare(played(learner, torch.zeros(2, 8), GROUP))  # equal rewards: the bonus alone is left
-    counts = generation.written(item.completion, [EOS])
+    counts = counted(item.completion)
     p = learner.log_probs(learner.network, item).exp()
     entropy = torch.special.entr(p).sum(-1)[counts]
     out = learner.loss(Batch(item))
@@ -183,7 +190,7 @@ def test_the_frozen_start_pulls_back():
     learner = agent(kl_coef=0.3)
     learner.start_from({k: v for k, v in learner.state_dict().items() if k.startswith("network.")}, "RUN")
     item = learner.prepare(played(learner, torch.zeros(2, 8), GROUP))
-    counts = generation.written(item.completion, [EOS])
+    counts = counted(item.completion)
     out = learner.loss(Batch(item))
     assert float(out.metrics["kl"]) == 0 and float(out.total.detach()) == 0
     start = learner.log_probs(learner.network, item).gather(-1, item.completion[..., None])[..., 0].detach()
