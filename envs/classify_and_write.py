@@ -71,9 +71,7 @@ class Openings(NamedTuple):
     remarks: list[str]
 
 
-def openings(
-    texts: list[str], config: VocabularyConfig, lengths: tuple[int, int], held: Sequence[float]
-) -> Openings:
+def openings(texts: list[str], config: VocabularyConfig, lengths: tuple[int, int], held: Sequence[float]) -> Openings:
     """Return the beginnings of different texts, split by hash of the text.
 
     Args:
