@@ -19,7 +19,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
-from envs import metrics
+from envs import figures, metrics, mistakes
 from envs.labelled_texts import Labelled, TextClassificationConfig, prepare
 from envs.one_step import OneStep, OneStepTask
 from envs.options import validated
@@ -58,11 +58,6 @@ class TextTask(OneStepTask):
         """Whether the keyword ``augment`` says anything."""
         return self._augmenter is not None
 
-    @property
-    def augments(self) -> bool:
-        """Whether training texts are varied."""
-        return self._augmenter is not None
-
     def augment(self, data: Example, generator: torch.Generator) -> Example:
         """Return the examples with their tokens varied as the keyword ``augment`` says."""
         return data if self._augmenter is None else data._replace(obs=self._augmenter(data.obs, generator))
@@ -83,6 +78,15 @@ class TextTask(OneStepTask):
         if self.config.bandit:
             return metrics.classification(prediction, target)
         return metrics.labelling(prediction, target)
+
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the confusion matrix and, for logits, the ROC curves."""
+        return figures.classification(outcomes["prediction"], outcomes["target"], self.data.labels)
+
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the n texts with the highest losses among those labelled wrongly, as a Markdown table."""
+        items = [self.data.texts[self.rows[row]] for row in outcomes["index"].tolist()]
+        return mistakes.labels(outcomes["prediction"], outcomes["target"], self.data.labels, items, n)
 
     def describe(self, index: int) -> str:
         """Return the text, and its labels, of row ``index`` of this split."""
@@ -148,6 +152,8 @@ class TextClassification(OneStep):
     Raises:
         UserError: a keyword is unknown or of the wrong kind, or the texts cannot be used as asked.
     """
+
+    has_folds = True
 
     def __init__(
         self,
