@@ -71,11 +71,12 @@ def test_a_residual_block_is_its_equation() -> None:
 
 def test_stages_halve_the_image_and_double_the_channels() -> None:
     network = ResNet(space(16, 16, 3), width=4, stages=3, blocks=2)
-    shapes = []
+    outputs = []
     for layer in network.layers:
-        layer.register_forward_hook(lambda _m, _i, y: shapes.append(tuple(y.shape[1:])))
-    network(images(2, 16, 16, 3))
-    assert shapes[2:] == [(4, 16, 16)] * 3 + [(8, 8, 8)] * 2 + [(16, 4, 4)] * 2
+        layer.register_forward_hook(lambda _m, _i, y: outputs.append(y))
+    features = network(images(2, 16, 16, 3))
+    torch.testing.assert_close(features, outputs[-1].flatten(2).mean(2))
+    assert [tuple(y.shape[1:]) for y in outputs[2:]] == [(4, 16, 16)] * 3 + [(8, 8, 8)] * 2 + [(16, 4, 4)] * 2
     assert network.out_features == 16
 
 
@@ -110,6 +111,18 @@ def test_patches_are_squares_of_the_image_row_by_row() -> None:
         patch = x[0, row : row + 2, column : column + 2, 0].flatten() / 255
         torch.testing.assert_close(seen[0][0, n], weight @ patch + bias)
     assert seen[0].shape == (1, 6, 4)
+
+
+def test_the_class_token_stands_first_and_gives_the_features() -> None:
+    network = ViT(space(8, 8, 1), layers=1, width=16)
+    passed = []
+    network.stack.register_forward_hook(lambda _m, inputs, y: passed.extend([inputs[0], y]))
+    features = network(images(2, 8, 8, 1))
+    before, after = passed
+    assert before.shape == (2, 5, 16)
+    for row in range(2):
+        torch.testing.assert_close(before[row, 0], network.token[0, 0] + network.positions.weight[0])
+        assert torch.equal(features[row], after[row, 0])
 
 
 @pytest.mark.parametrize("pool", ["class", "mean"])

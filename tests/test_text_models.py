@@ -21,7 +21,7 @@ from rlcore.tree import leaves, tmap
 
 SPACE = Tokens(11, 6, pad=0, bos=2, eos=3)
 TRANSFORMERS: list[tuple[str, dict[str, Any]]] = [
-    (name, {"layers": 2, "width": 16, "context": 20, **kwargs})
+    (name, {"layers": 2, "width": 16, "context": 24, **kwargs})
     for name in ("decoder", "encoder_decoder")
     for kwargs in (
         {"positions": "learned"},

@@ -173,6 +173,18 @@ def test_rotated_products_depend_on_the_distance_alone() -> None:
     assert scores[0].std() > 0.1  # and on the distance it does depend
 
 
+def test_rotary_attention_is_the_same_wherever_a_text_begins() -> None:
+    layer, positions = fill(SelfAttention(WIDTH, 4, 2)).double(), Positions("rotary", 32, WIDTH, WIDTH // 4).double()
+    x = torch.randn(1, 6, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1012))
+
+    def attended(start: int) -> Tensor:
+        _, rotation = positions(x, start + torch.arange(6)[None])
+        return layer(x, causal=True, rotation=rotation)
+
+    torch.testing.assert_close(attended(20), attended(0), rtol=0, atol=1e-6)  # angles are float32
+    assert (attended(0) - layer(x, causal=True)).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
 def test_positions_are_added_where_they_are_asked_for(kind: str) -> None:
     positions = fill(Positions(kind, 10, 6, 3))
