@@ -181,6 +181,14 @@ def test_rows_of_a_memory_can_be_chosen(case: Any) -> None:
     close(features, network.given(prompt[chosen], text)[:, 3])
 
 
+@pytest.mark.parametrize("case", WRITERS, ids=str)
+def test_padding_that_is_written_is_not_seen(case: Any) -> None:
+    network, token = model(case), words(4, seed=1006)
+    expected, _ = network.extend(token, network.begin(prompts(), 3)[1])
+    _, state = network.extend(torch.zeros_like(token), network.begin(prompts(), 3)[1])
+    close(network.extend(token, state)[0], expected)
+
+
 def test_without_padding_every_token_counts_and_texts_without_it_read_the_same() -> None:
     for positions in ("learned", "sinusoidal", "rotary"):
         kwargs = {"layers": 2, "width": 16, "positions": positions}
@@ -224,7 +232,10 @@ def test_texts_longer_than_the_context_are_refused() -> None:
         ):
             call()
     assert both.given(words(1, 6), words(1, 6)).shape == (1, 6, 16)
-    assert both.begin(words(1, 6), 6)[0].shape == (1, 16)
+    _, state = both.begin(words(1, 6), 6)
+    for token in words(6, 1):  # the last one's features predict what nobody asks for
+        features, state = both.extend(token, state)
+    assert features.shape == (1, 16)
     assert decoder.begin(words(1, 3), 3)[0].shape == (1, 16)
 
 

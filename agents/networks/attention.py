@@ -23,7 +23,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
         q: queries.
         k: keys.
         v: values.
-        mask: bool, broadcast to (B, H, T, S): True where t sees s; every t must see something.
+        mask: broadcast to (B, H, T, S), bool: True where t sees s, or what is added to the scores; every t must see
+            something.
         causal: t sees 0 .. t; only without a mask.
         dropout: probability that a weight is zeroed.
     """

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agents.networks import build_inner
+from agents.networks.attention import attend
 from agents.networks.encode import Memory
 from rlcore.errors import UserError
 from rlcore.tree import tmap
@@ -61,8 +61,7 @@ class Block(nn.Module):
         x = x[:, self.context - 1 :]
         q = self.query(y[:, self.context - 1 :])
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, *self.keys(y).chunk(2, 2)))
-        mixed = F.scaled_dot_product_attention(q, k, v, bias.masked_fill(~seen[:, None], -torch.inf))
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.out(attend(q, k, v, bias.masked_fill(~seen[:, None], -torch.inf), False, 0.0))
         return x + self.feed(self.norm2(x))
 
 
