@@ -98,6 +98,8 @@ class Supervised(Agent):
             )
         length = length or space.length
         context = int(getattr(trunk, "context", 0)) or max(prompt.shape[1] + length, space.length)
+        if context < 2:
+            raise UserError("context: got 1 token, expected at least 2 to go on from one")
         if prompt.shape[1] > context:
             raise UserError(f"prompt: got {prompt.shape[1]} tokens, expected at most {context}, the network's context")
         if how.get("beam") and prompt.shape[1] + length > context:

@@ -175,6 +175,9 @@ def test_a_language_model_goes_on_beyond_its_context(language: Path):
     assert stopped == " sat on the "
     together = generate(language, ["the cat", "at. t"], length=20)  # of different lengths
     assert together == [[TINY_TEXT[7:27]], [TINY_TEXT[25:45]]]
+    drawn = generate(language, ["the cat", "at. t"], length=40, temperature=2.0, n=3, seed=4)
+    assert [len(some) for some in drawn] == [3, 3] and len({*drawn[0], *drawn[1]}) == 6
+    assert generate(language, ["the cat"], length=40, temperature=1e-3, n=2, seed=4) == [[TINY_TEXT[7:47]] * 2]
 
 
 @pytest.mark.parametrize(
