@@ -23,6 +23,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from envs import mistakes
 from envs.one_step import OneStep, OneStepTask
 from envs.options import validated
 from envs.texts import TokenCriterion, VocabularyConfig, parts_by_hash, read_text
@@ -139,6 +140,17 @@ class CompletionTask(OneStepTask):
             "token_accuracy": float(right.double().mean()),
         }
 
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the n completions with the fewest tokens right among those that fail, as a Markdown table."""
+        written, wanted = outcomes["completion"], outcomes["target"]
+        right, failed = graded(written, wanted, self.vocabulary.pad), ~outcomes["is_success"]
+        chosen = mistakes.worst(-right, failed, n)
+        prompts = self.prompts[outcomes["row"][chosen]]
+        texts = (self.vocabulary.decode(tokens) for tokens in (prompts, wanted[chosen], written[chosen]))
+        scores = [f"{value:.4f}" for value in right[chosen].tolist()]
+        rows = list(zip(scores, *texts, strict=True))
+        return mistakes.table(("tokens right", "prompt", "target", "completion"), rows, int(failed.sum()), len(right))
+
 
 class CompletionPredictor:
     """Answers new prompts from a vocabulary and lengths alone."""
@@ -179,6 +191,7 @@ class Completions(OneStep):
     """
 
     Config: ClassVar[type[CompletionConfig]]
+    names_rows = True
     separated: ClassVar[bool] = True  # prompts end with the end token; False: they show by themselves where they end
 
     def __init__(

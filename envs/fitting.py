@@ -20,6 +20,7 @@ from envs.columns import (
     target_numbers,
 )
 from envs.options import Preparation
+from envs.splits import folded, numbered
 from envs.table import Table, partition
 from rlcore.errors import UserError
 
@@ -36,7 +37,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    table: Table, options: Preparation, validation: float, test: float, seed: int, encoding: Encoding | None = None
+    table: Table,
+    options: Preparation,
+    validation: float,
+    test: float,
+    seed: int,
+    encoding: Encoding | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> Prepared:
     """Split the rows that have a target, apply the row policies, and fit the encoding on what is left to train on.
 
@@ -47,6 +54,7 @@ def prepare(
         test: fraction of rows held out to report.
         seed: of the split, independent of any run's.
         encoding: of a saved run, to be used as it is: its columns and statistics replace those of ``options``.
+        fold: how many folds there are, and which is the test part, whose fraction is then not looked at.
 
     Raises:
         UserError: a column is absent or unfit for its use, a value is refused by a policy, or no rows are left.
@@ -58,7 +66,11 @@ def prepare(
     labelled = np.flatnonzero(~table.missing(target))
     if not len(labelled):
         raise UserError(f"{table.name}: no rows are left, the target '{target}' is missing in all of them")
-    parts = partition(labelled, validation, test, seed)
+    if fold is None:
+        parts = partition(labelled, validation, test, seed)
+    else:
+        found = folded(_strata(table.take(labelled), options), *fold, validation, seed)
+        parts = {part: labelled[rows] for part, rows in found.items()}
     dropped = {part: {"missing": 0, "outliers": 0} for part in parts}
     if options.missing == "drop":
         lacking = np.any([table.missing(name) for name in features], axis=0)
@@ -79,6 +91,15 @@ def prepare(
     if encoding is None:
         encoding = _fit(table, parts, features, options, fences)
     return Prepared(table, features, parts, dropped, fences, encoding)
+
+
+def _strata(table: Table, options: Preparation) -> np.ndarray:
+    """Return (rows,) the classes that folds are to share out, all alike for regression."""
+    if options.kind == "regression":
+        return np.zeros(len(table))
+    if options.bins is None:
+        return numbered(table.column(options.target))
+    return target_numbers(table, options.target).argsort().argsort() * options.bins // len(table)
 
 
 def outliers(table: Table, name: str, fences: dict[str, Fences]) -> np.ndarray:

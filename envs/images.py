@@ -13,15 +13,16 @@ from gymnasium import spaces
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from envs import metrics, picture_files
+from envs import figures, metrics, mistakes, picture_files
 from envs.augment_images import augmentation
 from envs.criterion import Criterion
 from envs.one_step import OneStep, OneStepTask
 from envs.options import TaskConfig, validated
 from envs.picture_files import Mode, Pictures, Shape
+from envs.splits import folded, stratified
 from envs.tabular import Reward, right
 from rlcore.errors import UserError
-from rlcore.types import Example, Spec, Step
+from rlcore.types import Example, Spec
 from rlcore.vector import Autoreset, Split
 
 _FITS = 2**30  # bytes of all pictures that are kept in memory by default
@@ -84,36 +85,6 @@ def pictures(config: ImagesConfig) -> Pictures:
 _digits = lru_cache(maxsize=1)(picture_files.digits)
 
 
-def stratified(labels: np.ndarray, validation: float, test: float, seed: int) -> dict[str, np.ndarray]:
-    """Split rows so that every class has its share in every part, give or take one row.
-
-    The rows stand in order of their class, within it in a random order of the split's own seed, and every
-    (1 / fraction)-th is taken: row k of n belongs to the test part where floor(k * test + 1/2) steps up, and of
-    the others to the validation part likewise.
-
-    Returns:
-        Sorted rows by part, disjoint and together all of ``labels`` (M,).
-
-    Raises:
-        UserError: a part would be empty though its fraction is above 0.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    in_test = _every(len(order), test)
-    rest = order[~in_test]
-    in_validation = _every(len(rest), validation / (1 - test))
-    parts = {"train": rest[~in_validation], "validation": rest[in_validation], "test": order[in_test]}
-    for name, fraction in (("train", 1.0), ("validation", validation), ("test", test)):
-        if fraction > 0 and not len(parts[name]):
-            raise UserError(f"the {name} split is empty: {len(labels)} images are too few for a fraction of {fraction}")
-    return {name: np.sort(part) for name, part in parts.items()}
-
-
-def _every(n: int, fraction: float) -> np.ndarray:
-    """Return (n,) bool, True for evenly spread rows, round(n * fraction) in all."""
-    return np.diff(np.floor(np.arange(n + 1) * fraction + 0.5)) > 0
-
-
 class ImagesTask(OneStepTask):
     """Examples of one split: from memory, or streamed from their files, then on the device of the index."""
 
@@ -166,6 +137,15 @@ class ImagesTask(OneStepTask):
         prediction, target = outcomes["prediction"], outcomes["target"]
         return (metrics.classification if self.spec.loss is None else metrics.labelling)(prediction, target)
 
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the confusion matrix and, for logits, the ROC curves."""
+        return figures.classification(outcomes["prediction"], outcomes["target"], self.data.classes)
+
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the n pictures with the highest losses among those that are misclassified, as a Markdown table."""
+        items = [self.data.names[self.rows[row]] for row in outcomes["row"].tolist()]
+        return mistakes.labels(outcomes["prediction"], outcomes["target"], self.data.classes, items, n)
+
     def describe(self, index: int) -> str:
         """Return the picture's file and its class, of row ``index`` of this split."""
         row = int(self.rows[index])
@@ -216,11 +196,14 @@ class ImagePredictor:
 
 
 class Images(OneStep):
-    """Say what an image shows. Keywords: `ImagesConfig`. Extras name the row of the split that was shown.
+    """Say what an image shows. Keywords: `ImagesConfig`.
 
     Raises:
         UserError: a keyword is unknown or of the wrong kind, or the pictures cannot be used as asked.
     """
+
+    has_folds = True
+    names_rows = True
 
     def __init__(
         self,
@@ -232,19 +215,16 @@ class Images(OneStep):
     ) -> None:
         config = validated(ImagesConfig, kwargs)
         self.data = pictures(config)
-        self.parts = stratified(self.data.labels.numpy(), config.val_fraction, config.test_fraction, config.split_seed)
+        labels, validation, seed = self.data.labels.numpy(), config.val_fraction, config.split_seed
+        if config.folds:
+            self.parts = folded(labels, config.folds, config.fold, validation, seed)
+        else:
+            self.parts = stratified(labels, validation, config.test_fraction, seed)
         if not len(self.parts[split]):
             raise UserError(f"{self.data.name}: the {split} split is empty, expected at least one image")
         spec, reward = specify(self.data.classes, self.data.shape, config)
         task = ImagesTask(self.data, self.parts[split], config, spec, reward, device)
         super().__init__(task, num_envs, device, split, autoreset)
-        self.spec = self.spec._replace(extras=self.spec.extras | {"row"})
-
-    def step(self, action: Tensor) -> Step:
-        """Reward predictions (N, ...), end their episodes and say which rows they were for."""
-        rows = self._rows()
-        step = super().step(action)
-        return step._replace(extras=step.extras | {"row": rows})
 
     def fitted(self) -> dict[str, Any]:
         """Return the keyword ``encoding``: the classes, in order, and the pictures' shape."""

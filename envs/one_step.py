@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ class OneStepTask(Task):
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
         """Return the metrics over E outcomes, each (E, ...)."""
 
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return matplotlib figures of E outcomes, each (E, ...), by name."""
+        return {}
+
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the n worst mistakes among E outcomes, each (E, ...), as Markdown; empty: the task lists none."""
+        return ""
+
 
 class OneStep(VectorEnv):
     """Plays a task: reset shows x of an example, the one step of the episode rewards the prediction for it.
@@ -50,6 +58,7 @@ class OneStep(VectorEnv):
     """
 
     task: OneStepTask
+    names_rows: ClassVar[bool] = False  # steps' extras say which row (N,) of the split was shown
 
     def __init__(
         self,
@@ -65,7 +74,7 @@ class OneStep(VectorEnv):
         self.split: Split = split
         self.autoreset: Autoreset = autoreset
         self.always_valid = autoreset != "next_step"
-        self.spec = task.spec._replace(extras=task.outcomes)
+        self.spec = task.spec._replace(extras=task.outcomes | ({"row"} if self.names_rows else set()))
         self.episodes = None if split == "train" else task.size
         self._seeds = torch.arange(num_envs, device=self.device)  # (N,)
         self._episode = torch.full_like(self._seeds, -1)  # (N,): of this seed, from 0
@@ -99,6 +108,7 @@ class OneStep(VectorEnv):
     def step(self, action: Tensor) -> Step:
         """Reward predictions (N, ...) and end their episodes."""
         x, target = self._example
+        shown = {"row": self._rows()} if self.names_rows else {}
         live = ~self._over  # in NEXT_STEP, the step after an episode only resets
         reward = torch.where(live, self.task.reward(action, target), 0.0)
         if self.autoreset == "same_step":
@@ -116,12 +126,20 @@ class OneStep(VectorEnv):
             truncated=torch.zeros_like(live),
             next_obs=next_obs,
             valid=live,
-            extras=self.task.outcome(action, target),
+            extras=self.task.outcome(action, target) | shown,
         )
 
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
         """Return the task's metrics over E episodes."""
         return self.task.metrics(outcomes)
+
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the task's figures of E episodes."""
+        return self.task.figures(outcomes)
+
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the task's n worst mistakes in E episodes, as Markdown."""
+        return self.task.mistakes(outcomes, n)
 
     def capture(self) -> list[dict[str, Any]]:
         """Return each environment's seed, episode count and whether its next step resets."""

@@ -41,8 +41,27 @@ class Preparation(Model):
     )
 
 
-class TaskConfig(Model):
-    """Keywords of every task over a table."""
+class Folds(Model):
+    """Keywords of every task that can be cross-validated."""
+
+    folds: int | None = Field(
+        default=None, ge=2, description="hold out one of so many parts to report, instead of test_fraction"
+    )
+    fold: int = Field(default=0, ge=0, description="which of the folds is held out, from 0")
+
+    @model_validator(mode="after")
+    def _names_a_fold(self) -> Folds:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold below folds={self.folds}" if self.folds else "folds beside fold")
+        return self
+
+    def held(self, test_fraction: float) -> float:
+        """Return the fraction of rows held out to report."""
+        return 1 / self.folds if self.folds else test_fraction
+
+
+class TaskConfig(Folds):
+    """Keywords of every task over rows."""
 
     val_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of rows held out to choose models")
     test_fraction: float = Field(default=0.2, ge=0, lt=1, description="fraction of rows held out to report")
@@ -57,8 +76,8 @@ class TaskConfig(Model):
 
     @model_validator(mode="after")
     def _leaves_some(self) -> TaskConfig:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction below 1")
+        if self.val_fraction + self.held(self.test_fraction) >= 1:
+            raise ValueError(f"val_fraction + {'1 / folds' if self.folds else 'test_fraction'} below 1")
         return self
 
 

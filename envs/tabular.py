@@ -12,13 +12,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs import metrics
+from envs import figures, metrics, mistakes
 from envs.columns import Encoding
 from envs.criterion import Criterion
 from envs.fitting import Prepared, prepare
 from envs.one_step import OneStep, OneStepTask
 from envs.options import LineConfig, Preparation, TabularConfig, validated
 from envs.report import render, report
+from envs.splits import folded
 from envs.table import Table, partition, read
 from rlcore.errors import UserError
 from rlcore.types import Example, Spec
@@ -38,6 +39,7 @@ class TableTask(OneStepTask):
         if not len(rows):
             raise UserError(f"{prepared.table.name}: the {split} split is empty, expected at least one row")
         table = prepared.table.take(rows)
+        self._table = table
         self._x = prepared.encoding.encode(table).to(device)  # (size, F)
         self._target = prepared.encoding.target.encode(table).to(device)  # (size, 1) or (size,)
         self.size = len(self._target)
@@ -51,11 +53,32 @@ class TableTask(OneStepTask):
         return self._reward(action, target)
 
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
-        """Return mse, rmse, mae and r2 in the target's units; or accuracy and, for logits, cross_entropy."""
+        """Return mse, rmse, mae and r2 in the target's units; or of classes what `envs.metrics` says.
+
+        That is the accuracy, and for logits also precision, recall, f1, roc_auc and cross_entropy.
+        """
         prediction, true, target = outcomes["prediction"], outcomes["target"], self.prepared.encoding.target
         if target.classes is not None:
-            return metrics.classification(prediction, true)
+            return (metrics.classification if self.spec.loss is None else metrics.labelling)(prediction, true)
         return metrics.regression(target.units(prediction), target.units(true))
+
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return of classes the confusion matrix and, for logits, the ROC curves."""
+        classes = self.prepared.encoding.target.classes
+        return figures.classification(outcomes["prediction"], outcomes["target"], classes) if classes else {}
+
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the n rows with the highest losses among those misclassified, or the largest errors, as Markdown."""
+        prediction, true, target = outcomes["prediction"], outcomes["target"], self.prepared.encoding.target
+        items = [self._describe(row) for row in outcomes["row"].tolist()]
+        if target.classes is not None:
+            return mistakes.labels(prediction, true, target.classes, items, n)
+        return mistakes.numbers(target.units(prediction), target.units(true), items, n)
+
+    def _describe(self, row: int) -> str:
+        """Return the line and the features of row ``row`` of this split."""
+        cells = (f"{f.name}={self._table.cells[f.name][row]}" for f in self.prepared.encoding.features)
+        return f"line {self._table.lines[row]}: {', '.join(cells)}"
 
 
 def right(action: Tensor, target: Tensor) -> Tensor:
@@ -106,6 +129,8 @@ class TableEnv(OneStep):
     """What environments over tables share: the saved preprocessing, the report, prediction."""
 
     Config: ClassVar[type[TabularConfig | LineConfig]]
+    has_folds = True
+    names_rows = True
 
     def __init__(
         self,
@@ -118,7 +143,8 @@ class TableEnv(OneStep):
         config = validated(self.Config, kwargs)
         encoding = Encoding.from_state(config.encoding) if config.encoding else None
         fractions = (config.val_fraction, config.test_fraction, config.split_seed)
-        self.prepared = prepare(*self.table(config), *fractions, encoding)
+        fold = (config.folds, config.fold) if config.folds else None
+        self.prepared = prepare(*self.table(config), *fractions, encoding, fold)
         spec, reward = specify(self.prepared.encoding, config)
         super().__init__(TableTask(self.prepared, split, device, spec, reward), num_envs, device, split, autoreset)
 
@@ -172,7 +198,11 @@ class Line(TableEnv):
         """Return the points as a table."""
         rng = np.random.default_rng(config.data_seed)
         x, noise = rng.standard_normal((2, config.n))
-        parts = partition(np.arange(config.n), config.val_fraction, config.test_fraction, config.split_seed)
+        validation, seed = config.val_fraction, config.split_seed
+        if config.folds:
+            parts = folded(np.zeros(config.n), config.folds, config.fold, validation, seed)
+        else:
+            parts = partition(np.arange(config.n), validation, config.test_fraction, seed)
         train = x[parts["train"]]
         x = (x - train.mean()) / train.std()
         y = config.slope * x + config.intercept + config.noise * noise

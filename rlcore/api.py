@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,12 @@ from rlcore.evaluation import evaluate as play_and_score
 from rlcore.logger import Logger
 from rlcore.progress import Progress
 from rlcore.resuming import resumed, started_from
-from rlcore.run import Run, find_checkpoint, load
+from rlcore.run import Look, Run, find_checkpoint, load
 from rlcore.statistics import stratified_bootstrap_ci, summary
 from rlcore.trainer import Trainer
+from rlcore.vector import VectorEnv
 
+MISTAKES = 20  # listed at the end of a run
 RECORD_SEED = 2_000_000  # so that by default nobody learns from the very episodes that evaluations play
 
 
@@ -126,12 +129,20 @@ def _fit(
 def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger | None) -> Run:
     """Evaluate what was saved last (or best, as eval.use says), as anyone may later, and write the result."""
     if logger is not None:
-        final = load(folder).evaluate()
+        final = load(folder).evaluate(look=functools.partial(_show, logger, trainer.clock.frames))
         numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
         logger.hparams(configs.flatten(config.model_dump(mode="json")), numbers, trainer.clock.frames)
         _write_result(trainer, folder, {"status": "finished", "evaluation": final})
     distributed.together()
     return load(folder)
+
+
+def _show(logger: Logger, frames: int, env: VectorEnv, outcomes: dict[str, torch.Tensor]) -> None:
+    """Show the task's figures and worst mistakes in TensorBoard."""
+    for name, figure in env.figures(outcomes).items():
+        logger.figure(f"final/{name}", figure, frames)
+    if text := env.mistakes(outcomes, MISTAKES):
+        logger.text("final/mistakes", text, frames)
 
 
 def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
@@ -224,6 +235,7 @@ def evaluate(
     episodes: int | None = None,
     seed: int | None = None,
     which: str | None = None,
+    mistakes: int = 0,
 ) -> dict[str, Any]:
     """Evaluate one run, or several as a study.
 
@@ -232,6 +244,7 @@ def evaluate(
         episodes: per run; default: the run's eval.final_episodes (tasks: the held-out split).
         seed: episode i starts from seed + i; default: the run's eval.final_seed.
         which: the checkpoint: last, best or a frame; default: the run's eval.use.
+        mistakes: of one run of a task, list so many of the worst, as Markdown under "mistakes".
 
     Returns:
         One run: as `rlcore.evaluation.evaluate`. Several: the statistics over the runs' mean returns,
@@ -239,9 +252,14 @@ def evaluate(
         task's metrics, and ``runs``.
 
     Raises:
-        UserError: there is no such run or checkpoint, or the runs are not evaluated alike.
+        UserError: there is no such run or checkpoint, the runs are not evaluated alike, or there are no mistakes to
+            list: the environment is no task that does, or there are several runs.
     """
     loaded = [load(folder, which) for folder in runs.resolve_all([paths] if isinstance(paths, (str, Path)) else paths)]
+    if mistakes:
+        if len(loaded) > 1:
+            raise UserError(f"--mistakes: expected one run, got {len(loaded)}")
+        return _with_mistakes(loaded[0], episodes, seed, mistakes)
     _require_alike(loaded, episodes, seed)
     results = [_evaluated(run, episodes, seed) for run in loaded]
     if len(results) == 1:
@@ -306,8 +324,16 @@ def _require_alike(loaded: Sequence[Run], episodes: int | None, seed: int | None
                 raise UserError(f"{section}.{field}: {both}; expected runs of one environment, evaluated alike")
 
 
-def _evaluated(run: Run, episodes: int | None, seed: int | None) -> dict[str, Any]:
+def _with_mistakes(run: Run, episodes: int | None, seed: int | None, n: int) -> dict[str, Any]:
+    found: list[str] = []
+    result = _evaluated(run, episodes, seed, lambda env, outcomes: found.append(env.mistakes(outcomes, n)))
+    if not found[0]:
+        raise UserError(f"--mistakes: environment '{run.config.env.id}' lists none; expected a task that does")
+    return result | {"mistakes": found[0]}
+
+
+def _evaluated(run: Run, episodes: int | None, seed: int | None, look: Look | None = None) -> dict[str, Any]:
     try:
-        return run.evaluate(episodes, seed)
+        return run.evaluate(episodes, seed, look)
     except Diverged as error:
         raise Diverged(f"evaluation of {run.path}: {error}") from None

@@ -136,6 +136,8 @@ def train(argv: list[str]) -> None:
     parser.add_argument("config", nargs="*", metavar="CONFIG", help=recipe)
     parser.add_argument("--out", metavar="DIR", help="the run's folder [a fresh one under runs/]")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out (or CONFIG) [the latest]")
+    text = "train K runs, each on another K-th held out, and report their mean (tasks over rows)"
+    parser.add_argument("--folds", type=positive, metavar="K", help=text)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.plugins()
     parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
@@ -146,12 +148,18 @@ def train(argv: list[str]) -> None:
         raise UserError(f"expected one CONFIG, got {len(options.config)}: {' '.join(options.config)}")
     _import(options.plugin)
     if options.help:
-        parser.usage = "%(prog)s [CONFIG] [--seed N] [--out DIR] [--resume] [--init RUN] [--NAME=VALUE ...]"
+        parser.usage = "%(prog)s [CONFIG] [--seed N] [--out DIR] [--resume] [--folds K] [--init RUN] [--NAME=VALUE ...]"
         parser.epilog = helptext.settings()
         return parser.print_help()
     config = options.config[0] if options.config else None
     if not options.resume:  # bad settings are told before torch is loaded
         configs.validate(configs.override(configs.read(config or "cartpole_dqn"), settings))
+    if options.folds:
+        from rlcore import folds
+
+        how = {"out": options.out, "resume": options.resume, "quiet": options.quiet}
+        found = folds.train(config, options.folds, **how, **settings)
+        return None if options.quiet else print(folds.table(found))
     from rlcore import api
 
     quiet = options.quiet or os.environ.get("RANK", "0") != "0"  # of torchrun's ranks the first one speaks
@@ -178,9 +186,13 @@ def evaluate(argv: list[str]) -> None:
     steps = "write the steps of the episodes (of one run) to a file or a Minari data set, for agents to learn from"
     parser.add_argument("--record", metavar="FILE.npz|minari:ID", help=steps)
     parser.add_argument("--explore", action="store_true", help="with --record: act as at the end of training")
+    wrong = "list the N worst mistakes too (of one run of a task)"
+    parser.add_argument("--mistakes", type=positive, default=0, metavar="N", help=wrong)
     parser.plugins()
     parser.json()
     options = parser.read(argv)
+    if options.mistakes and options.record:
+        raise UserError("--mistakes: expected no --record beside it")
     if options.explore and not options.record:
         raise UserError("--explore: expected --record beside it; evaluations are greedy")
     _import(options.plugin)
@@ -199,8 +211,11 @@ def evaluate(argv: list[str]) -> None:
         result = api.record(folders[0], options.record, *chosen)
         note(f"recorded {result['episodes']} episodes to {options.record}")
     else:
-        result = api.evaluate(folders, options.episodes, options.seed, options.checkpoint)
-    print(json.dumps(result) if options.json else _report(" ".join(options.runs), result))
+        result = api.evaluate(folders, options.episodes, options.seed, options.checkpoint, options.mistakes)
+    if options.json:
+        return print(json.dumps(result))
+    mistakes = result.pop("mistakes", "")
+    print("\n\n".join(filter(None, (_report(" ".join(options.runs), result), mistakes))))
 
 
 @guarded

@@ -130,10 +130,12 @@ def evaluate(
     max_steps: int = 30_000,
     explore: bool = False,
     record: Callable[[Steps], None] | None = None,
+    look: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> dict[str, Any]:
     """Return the statistics of seeded episodes, the task's metrics and the single returns.
 
-    ``record`` is given the steps of all episodes, one after the other; for the rest see `play`.
+    ``record`` is given the steps of all episodes, one after the other, ``look`` the episodes' outcomes, from which
+    environments make figures and lists of mistakes; for the rest see `play`.
 
     Keys: episodes, seed, mean, std, iqm, ci_low, ci_high (95 % bootstrap interval of the
     interquartile mean over episodes), min, max, the task's metrics, returns.
@@ -141,6 +143,8 @@ def evaluate(
     played = play(agent, env, episodes, seed, max_steps, explore, record is not None)
     if record is not None:
         record(tmap(lambda *x: torch.cat(x), *played.steps))
+    if look is not None:
+        look(played.outcomes)
     returns = played.returns.cpu().numpy()
     result: dict[str, Any] = {"episodes": episodes, "seed": seed, **summary(returns)}
     result |= env.metrics(played.outcomes)

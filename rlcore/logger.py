@@ -176,7 +176,7 @@ def _cut_events(path: Path, last: int) -> None:
 
 
 def _final(event: Event) -> bool:
-    return any(value.tag.startswith(_HPARAMS) for value in event.summary.value)
+    return any(value.tag.startswith((_HPARAMS, "final/")) for value in event.summary.value)
 
 
 class Meter:

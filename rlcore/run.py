@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from rlcore.evaluation import evaluate as evaluate_agent
 from rlcore.gym_vector import as_tensors
 from rlcore.tree import leaves, tmap
 from rlcore.types import Spec
-from rlcore.vector import Predictor
+from rlcore.vector import Predictor, VectorEnv
+
+Look = Callable[[VectorEnv, dict[str, torch.Tensor]], None]
 
 
 class Run:
@@ -88,14 +92,20 @@ class Run:
         self.state = None if is_empty(act.state) else act.state
         return act.action
 
-    def evaluate(self, episodes: int | None = None, seed: int | None = None) -> dict[str, Any]:
-        """Play seeded greedy episodes (for tasks: the whole held-out split) and return their statistics."""
+    def evaluate(
+        self, episodes: int | None = None, seed: int | None = None, look: Look | None = None
+    ) -> dict[str, Any]:
+        """Play seeded greedy episodes (for tasks: the whole held-out split) and return their statistics.
+
+        ``look`` is given the environment and the episodes' outcomes, such as `VectorEnv.figures` is made from.
+        """
         settings = self.config.eval
         episodes = episodes or settings.final_episodes
         env = build.evaluation_env(self.config, "test", episodes)
         try:
             seed = settings.final_seed if seed is None else seed
-            return evaluate_agent(self.agent, env, env.episodes or episodes, seed, settings.max_steps)
+            seen = None if look is None else functools.partial(look, env)
+            return evaluate_agent(self.agent, env, env.episodes or episodes, seed, settings.max_steps, look=seen)
         finally:
             env.close()
 

@@ -63,6 +63,21 @@ def stratified_bootstrap_ci(scores: Sequence[ArrayLike] | np.ndarray, seed: int 
     return _interval(list(table.T), seed)
 
 
+def mean_interval(x: ArrayLike) -> tuple[float, float, float]:
+    """Return the mean of ``x`` (n,) and Student's 95 % interval of it, mean -+ t_{0.975, n - 1} s / sqrt(n).
+
+    NaN where a value is NaN, infinite or the only one.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(x, dtype=np.float64)
+    n, mean = len(values), float(values.mean())
+    if n < 2 or not np.isfinite(values).all():
+        return mean, float("nan"), float("nan")
+    reach = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
+    return mean, mean - reach, mean + reach
+
+
 def summary(returns: ArrayLike, seed: int = 0) -> dict[str, float]:
     """Return mean, std (of the population), iqm, ci_low, ci_high (of `bootstrap_ci`), min and max of ``returns``.
 

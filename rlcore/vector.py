@@ -73,6 +73,7 @@ class VectorEnv(ABC):
     task: Any = None  # the `Task` of a one-step environment
     episodes: int | None = None  # held-out items: how many episodes one full evaluation plays
     why_not_capturable: str | None = None
+    has_folds: ClassVar[bool] = False  # True: keywords ``folds`` and ``fold`` choose what is held out
     has_goals: bool = False  # True: observations with achieved_goal and desired_goal, and a `compute_reward`
 
     @abstractmethod
@@ -93,6 +94,14 @@ class VectorEnv(ABC):
     def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
         """Return the task's metrics over E finished episodes from their last steps' extras, each (E, ...)."""
         return {}
+
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return matplotlib figures of the same, by name; none where matplotlib is not installed."""
+        return {}
+
+    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
+        """Return the n worst mistakes in the same, the worst first, as Markdown; empty: the task lists none."""
+        return ""
 
     def compute_reward(self, achieved: Tensor, desired: Tensor) -> Tensor:
         """Return the rewards (B,) float32 of steps that achieved goals (B, ...) where (B, ...) were desired."""

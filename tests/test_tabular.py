@@ -198,7 +198,7 @@ def test_bandit_and_supervised_faces_show_the_same_examples():
     assert bandit.metrics(step.extras) == {"accuracy": pytest.approx(step.reward.mean().item())}
     logits = nn.functional.one_hot(action, 3).float()
     got = supervised.metrics(supervised.step(logits).extras)
-    assert got.keys() == {"accuracy", "cross_entropy"}
+    assert got.keys() == {"accuracy", "precision", "recall", "f1", "roc_auc", "cross_entropy"}
     assert got["accuracy"] == bandit.metrics(step.extras)["accuracy"]
 
 
