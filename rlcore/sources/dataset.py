@@ -51,6 +51,7 @@ class Dataset(Source):
         self.config = config
         self.batch_size = min(config.batch_size or self.task.size, self.task.size)
         self.order = torch.empty(0, dtype=torch.int64, device=env.device)  # of this epoch
+        self._epoch: Tensor | None = None  # the generator's state before it drew that order
         self.cursor = 0  # batches of this epoch already yielded
         self._drawn: list[Any] = []
         self._kept: Any = None  # all examples (size, ...) with what frozen layers make of them, where there are any
@@ -79,12 +80,14 @@ class Dataset(Source):
         yield Batch(data, self.annealed(agent, clock), noise, counts=counts)
 
     def _show(self, agent: Agent) -> None:
-        """Let the agent observe all examples; streamed ones only where it does something with them."""
+        """Let the agent observe all examples, where it does something with them."""
+        if type(agent).observe is Agent.observe and not any(isinstance(m, Normalizer) for m in agent.children()):
+            return
         everything = torch.arange(self.task.size, device=self.env.device)
         if self._fetch is None:
             for part in everything.split(10_000):
                 agent.observe(self.task.draw(part[distributed.share(len(part))]).obs)
-        elif type(agent).observe is not Agent.observe or any(isinstance(m, Normalizer) for m in agent.children()):
+        else:
             parts = everything.split(self.batch_size)
             for examples in self._fetch.batches(tuple(part[distributed.share(len(part))] for part in parts)):
                 agent.observe(examples.obs)
@@ -104,14 +107,8 @@ class Dataset(Source):
     def _draw(self) -> None:
         """Draw the examples of some batches at once, where one gather serves them all; of a streamed task the next."""
         if self.cursor * self.batch_size >= len(self.order):
-            n, self.cursor, self._ahead = self.task.size, 0, None
-            rng = self.rng
-            device = self.env.device
-            self.order = (
-                torch.randperm(n, generator=rng, device=device)
-                if self.config.shuffle
-                else torch.arange(n, device=device)
-            )
+            self.cursor, self._ahead = 0, None
+            self._epoch, self.order = self.rng.get_state(), self._shuffled()
         start = self.cursor * self.batch_size
         if self._fetch is not None and self._kept is None:
             self._ahead = self._ahead or self._fetch.batches(self.order[start:].split(self.batch_size))
@@ -122,19 +119,30 @@ class Dataset(Source):
         for at in reversed(range(0, len(next(leaves(examples))), self.batch_size)):
             self._drawn.append(tmap(lambda x, at=at: x[at : at + self.batch_size], examples))
 
+    def _shuffled(self) -> Tensor:
+        n, device = self.task.size, self.env.device
+        if self.config.shuffle:
+            return torch.randperm(n, generator=self.rng, device=device)
+        return torch.arange(n, device=device)
+
     def why_inexact(self) -> str | None:
         """Return None: no environment is stepped, so a resume is exact."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the epoch."""
-        return super().state_dict() | {"order": self.order, "cursor": self.cursor}
+        return super().state_dict() | {"epoch": self._epoch, "cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in the middle of the epoch."""
         super().load_state_dict(state)
-        self.order, self.cursor = state["order"].to(self.env.device), state["cursor"]
+        self._epoch, self.cursor = state["epoch"], state["cursor"]
         self._drawn, self._ahead = [], None
+        if self._epoch is not None:
+            now = self.rng.get_state()
+            self.rng.set_state(self._epoch.cpu())
+            self.order = self._shuffled()
+            self.rng.set_state(now)
 
 
 class _Fetch:
