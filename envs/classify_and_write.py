@@ -27,7 +27,7 @@ from envs.completions import completion_spec, ended, graded
 from envs.labelled_texts import REVIEWS, TextClassificationConfig, known_labels, table, usable
 from envs.one_step import OneStep, OneStepTask
 from envs.options import validated
-from envs.texts import TokenCriterion, VocabularyConfig, parts_by_hash, read_text, remarks
+from envs.texts import TokenCriterion, VocabularyConfig, parts_by_hash, read_text, remarks, words_or_file
 from envs.vocabulary import Vocabulary, resolve
 from rlcore.errors import UserError
 from rlcore.types import Example, Spec
@@ -190,6 +190,10 @@ class ClassifyAndWritePredictor:
     def __init__(self, vocabulary: Vocabulary, labels: list[str], config: ClassifyAndWriteConfig) -> None:
         self.vocabulary, self.labels, self.length = vocabulary, labels, config.prompt_length
         self.spec = specify(vocabulary, len(labels), config)
+
+    def read(self, words: Sequence[str]) -> Path | list[str]:
+        """Return texts, or the path of a file that holds them."""
+        return words_or_file(words)
 
     def encode(self, inputs: Sequence[str] | Path) -> tuple[Tensor, list[str]]:
         """Return the openings (B, S) of texts, or of the lines of a file, and remarks.

@@ -26,7 +26,7 @@ from torch import Tensor
 from envs import mistakes
 from envs.one_step import OneStep, OneStepTask
 from envs.options import validated
-from envs.texts import TokenCriterion, VocabularyConfig, parts_by_hash, read_text
+from envs.texts import TokenCriterion, VocabularyConfig, parts_by_hash, read_text, words_or_file
 from envs.vocabulary import Vocabulary, resolve
 from rlcore.errors import UserError
 from rlcore.spaces import Tokens
@@ -157,6 +157,10 @@ class CompletionPredictor:
 
     def __init__(self, vocabulary: Vocabulary, spec: Spec, separated: bool) -> None:
         self.vocabulary, self.spec, self.separated = vocabulary, spec, separated
+
+    def read(self, words: Sequence[str]) -> Path | list[str]:
+        """Return texts, or the path of a file that holds them."""
+        return words_or_file(words)
 
     def encode(self, inputs: Sequence[str] | Path) -> tuple[Tensor, list[str]]:
         """Return prompts (B, P) for texts, or for the lines of a file, and remarks on what is unknown.

@@ -172,6 +172,10 @@ class ImagePredictor:
     def __init__(self, classes: list[str], shape: Shape, spec: Spec) -> None:
         self.classes, self.shape, self.spec = classes, shape, spec
 
+    def read(self, words: Sequence[str]) -> Path | list[str]:
+        """Return the path of an image or of a folder of images, or the paths of several images."""
+        return Path(words[0]) if len(words) == 1 else list(words)
+
     def encode(self, inputs: str | Path | Sequence[str | Path]) -> tuple[Tensor, list[str]]:
         """Return pictures (B, H, W, C) of image files, or of all those below a folder, and a remark on their order.
 

@@ -143,16 +143,23 @@ class NextToken:
     def __init__(self, vocabulary: Vocabulary, config: LanguageModelConfig) -> None:
         self.vocabulary, self.length, self.spec = vocabulary, config.context, specify(vocabulary, config)[0]
 
+    def read(self, words: Sequence[str]) -> list[str]:
+        """Return the words as texts."""
+        return list(words)
+
     def encode(self, inputs: Sequence[str]) -> tuple[Tensor, list[str]]:
-        """Return the last tokens (B, T) of each text, padded on the left, and remarks.
+        """Return the last tokens (B, T) of each text, at most as many as the context has, and remarks.
 
         Raises:
-            UserError: there are no texts, or one is empty.
+            UserError: there are no texts, one is empty, or they are not of one length: windows hold no padding.
         """
         ids = self.vocabulary.ids([inputs] if isinstance(inputs, str) else inputs)
         if not ids or not all(ids):
             raise UserError("texts: got none, or an empty one, expected some text to continue")
-        return self.vocabulary.fill(ids, self.length, "left"), remarks(ids, self.length, self.vocabulary)
+        lengths = {min(len(text), self.length) for text in ids}
+        if len(lengths) > 1:
+            raise UserError(f"texts: got {len(ids)} of different lengths, expected one, or several of equal length")
+        return self.vocabulary.fill(ids, lengths.pop(), "left"), remarks(ids, self.length, self.vocabulary)
 
     def decode(self, action: Tensor) -> list[str]:
         """Return the likeliest next tokens of logits (B, T, V) as text."""

@@ -106,6 +106,23 @@ class TablePredictor:
     def __init__(self, encoding: Encoding, spec: Spec) -> None:
         self.encoding, self.spec = encoding, spec
 
+    def read(self, words: Sequence[str]) -> Path | list[dict[str, str]]:
+        """Return the path of a CSV file, or one row of NAME=VALUE pairs.
+
+        Raises:
+            UserError: the words are neither.
+        """
+        if len(words) == 1 and "=" not in words[0]:
+            return Path(words[0])
+        row: dict[str, str] = {}
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals or name in row:
+                expected = "every name once" if equals else "a CSV file alone, or NAME=VALUE pairs of one row"
+                raise UserError(f"input '{word}': expected {expected}")
+            row[name] = value
+        return [row]
+
     def encode(self, inputs: str | Path | Sequence[Mapping[str, object]]) -> tuple[Tensor, list[str]]:
         """Return observations (B, F) for the rows of a CSV file or {column: value} mappings, and remarks.
 

@@ -24,7 +24,7 @@ from envs.labelled_texts import Labelled, TextClassificationConfig, prepare
 from envs.one_step import OneStep, OneStepTask
 from envs.options import validated
 from envs.table import from_rows, read
-from envs.texts import TokenAugmenter, remarks
+from envs.texts import TokenAugmenter, remarks, words_or_file
 from envs.vocabulary import Vocabulary
 from rlcore.errors import UserError
 from rlcore.spaces import Tokens
@@ -122,6 +122,10 @@ class TextPredictor:
     def __init__(self, vocabulary: Vocabulary, labels: list[str], config: TextClassificationConfig) -> None:
         self.vocabulary, self.labels, self.config = vocabulary, labels, config
         self.spec = specify(vocabulary, labels, config)
+
+    def read(self, words: Sequence[str]) -> Path | list[str]:
+        """Return texts, or the path of a file that holds them."""
+        return words_or_file(words)
 
     def encode(self, inputs: str | Path | Sequence[str] | Sequence[Mapping[str, object]]) -> tuple[Tensor, list[str]]:
         """Return tokens (B, length) of texts, of the rows of a CSV file, or of {column: text} mappings; and remarks.

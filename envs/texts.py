@@ -42,6 +42,11 @@ class VocabularyConfig(Model):
     )
 
 
+def words_or_file(words: Sequence[str]) -> Path | list[str]:
+    """Return the words of a command line as texts, or as the path of a file if they name one alone."""
+    return Path(words[0]) if len(words) == 1 and Path(words[0]).is_file() else list(words)
+
+
 def read_text(path: str) -> str:
     """Return the text of a file (UTF-8, gzipped or not), or the shipped one of a bare name ("shakespeare").
 

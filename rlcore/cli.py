@@ -221,9 +221,12 @@ def evaluate(argv: list[str]) -> None:
 @guarded
 def predict(argv: list[str]) -> None:
     """Predict with a run."""
-    parser = Parser("Print predictions for new rows of a table, or greedy actions for observations.")
+    parser = Parser("Print predictions for new rows, texts or images, or greedy actions for observations.")
     parser.add_argument("run", metavar="RUN", help="a run's folder, or latest")
-    inputs = "a CSV file, the NAME=VALUE pairs of one row, or observations in JSON, such as '[0.1, 0, -0.2, 0]'"
+    inputs = (
+        "by the kind of run: a CSV file or the NAME=VALUE pairs of one row; texts, or a file of them; images, or a "
+        "folder of them; observations in JSON, such as '[0.1, 0, -0.2, 0]'"
+    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
     parser.checkpoint()
     parser.plugins()

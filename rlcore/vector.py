@@ -45,6 +45,14 @@ class Predictor(Protocol):
 
     spec: Spec
 
+    def read(self, words: Sequence[str]) -> Any:
+        """Return inputs from the words of a command line.
+
+        Raises:
+            UserError: they cannot be inputs.
+        """
+        ...
+
     def encode(self, inputs: Any) -> tuple[Any, list[str]]:
         """Return observations, a tree (B, ...), for inputs as users give them, and remarks on them."""
         ...

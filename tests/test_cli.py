@@ -16,6 +16,7 @@ import yaml
 from conftest import SMALL, Command, options, rows, scalars
 from PIL import Image
 
+import rlcore
 from rlcore import config as configs
 from rlcore import registry, runs
 
@@ -372,6 +373,27 @@ def test_predict_reads_rows_and_tables(command: Command, regression: Path) -> No
     assert two[0] == pytest.approx(one)
     assert all(100_000 < price < 400_000 for price in two)
     assert two[0] != two[1]
+
+
+def test_predict_reads_texts_and_files_of_texts(command: Command, tmp_path: Path) -> None:
+    rows = [("good fine good", "yes"), ("bad poor bad", "no")]
+    lines = [f"{text} {i},{label}" for i in range(30) for text, label in rows]
+    Path("said.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    settings = {
+        "env": {"id": "text_classification", "kwargs": {"data": "said.csv", "tokens": "words", "length": 8}},
+        "agent": {
+            "name": "supervised",
+            "network": {"name": "encoder", "kwargs": {"layers": 1, "heads": 2, "width": 16}},
+        },
+        "source": {"batch_size": 8},
+        "optim": {"lr": 1e-2},
+        "budget": {"frames": 800},
+        "eval": {"every": 0},
+    }
+    run = rlcore.train(settings, out=tmp_path / "run").path
+    assert json.loads(command("predict", run, "good good fine", "poor bad", "--json").out) == ["yes", "no"]
+    Path("new.csv").write_text("text\nbad bad\nfine\n")
+    assert json.loads(command("predict", run, "new.csv", "--json").out) == ["no", "yes"]
 
 
 # Runs
