@@ -10,6 +10,7 @@ account for (Bengio and Grandvalet 2004): take it as a lower bound of the uncert
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(
         folder, recipe = _found(recipe, out, folds)
     else:
         raw = configs.override(configs.read(recipe or "cartpole_dqn"), overrides)
-        folder = _begun(configs.validate(raw), out, folds)
+        folder = _begun(configs.validate(raw), out)
     paths = [folder / f"fold-{i}" for i in range(folds)]
     results = []
     for i, path in enumerate(paths):
@@ -73,35 +74,35 @@ def train(
         except KeyboardInterrupt:
             where = f"continue with --folds {folds} --resume --out {folder}"
             raise KeyboardInterrupt(f"interrupted in fold {i} of {folds}; {where}") from None
+        except UserError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty: nothing has begun
+            raise
         results.append(run.result["evaluation"])
     found = {"folds": folds, "runs": [str(path) for path in paths], "metrics": summarized(results)}
     runs.write_json(folder / "folds.json", found)
     return found
 
 
-def _begun(config: Config[Any], out: str | Path | None, folds: int) -> Path:
+def _begun(config: Config[Any], out: str | Path | None) -> Path:
     """Return the folder of a new set."""
     name = config.env.id
     if not (name in registry.names("envs") and getattr(registry.find("envs", name), "has_folds", False)):
         raise UserError(f"--folds: environment '{name}' has none; expected a task over rows, such as a table's")
-    if out is not None and (Path(out) / "folds.json").exists():
+    if out is not None and (Path(out) / "fold-0").exists():
         raise UserError(f"--out {out}: holds folds already; add --resume to continue them, or give another folder")
-    folder = runs.create(out, config)
-    runs.write_json(folder / "folds.json", {"folds": folds})
-    return folder
+    return runs.create(out, config)
 
 
 def _found(recipe: Any, out: str | Path | None, folds: int) -> tuple[Path, Any]:
     """Return the folder of a set that is to go on, and the recipe, if one is given."""
     if out is None and isinstance(recipe, (str, Path)):
         out, recipe = recipe, None
-    if out is None or not (Path(out) / "folds.json").exists():
+    if out is None or not (Path(out) / "fold-0" / "config.yaml").exists():
         raise UserError(f"--folds: '{out or ''}' holds no folds; expected with --resume the folder of a set of folds")
-    held = runs.read_json(Path(out) / "folds.json").get("folds")
+    held = configs.read(Path(out) / "fold-0")["env"]["kwargs"].get("folds")
     if held != folds:
         raise UserError(f"--folds: got {folds}, but {out} holds a set of {held}; expected the same number")
-    if recipe is None and not (Path(out) / "fold-0" / "config.yaml").exists():
-        raise UserError(f"--folds: no run in {out} has begun; expected CONFIG beside --resume")
     return Path(out), recipe
 
 
