@@ -83,21 +83,27 @@ def _time_bare(trainer: Trainer, config: Config[Any], updates: int) -> float:
     agent, task = trainer.agent, trainer.source.env.task
     assert isinstance(agent, torch.nn.Module)
     network: Any = copy.deepcopy(agent.network)
+    criterion: Any = agent.criterion
     cls, options = OPTIMIZERS[config.optim.name]
     keywords: dict[str, Any] = {name: getattr(config.optim, name) for name in options} | (
         {"fused": True} if cls in FUSED else {}
     )
-    optimizer = cls(network.parameters(), lr=config.optim.lr, **keywords)
-    x, y = task.draw(torch.arange(task.size))
+    matrices = [p for p in network.parameters() if p.dim() >= 2]
+    others = [p for p in network.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = cls(groups, lr=config.optim.lr, **keywords)
     rng = torch.Generator().manual_seed(0)
     size, done = _batch_size(config, task.size), 0
     start = time.perf_counter()
     while done < updates:
         order = torch.randperm(task.size, generator=rng)
         for index in order.split(size)[: updates - done]:
+            x, y = task.draw(index)
             optimizer.zero_grad()
-            loss = torch.nn.functional.mse_loss(network(x[index]), y[index])
-            loss.backward()
+            total, count = criterion(network(x), y)
+            (total / count).backward()
+            if config.optim.clip:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip)
             optimizer.step()
             done += 1
     return time.perf_counter() - start
