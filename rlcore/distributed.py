@@ -31,7 +31,8 @@ def joined(device: str = "cpu") -> Iterator[None]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    # What the host knows goes by gloo always, so that no GPU is waited for.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:
@@ -81,12 +82,14 @@ def sum_(*tensors: Tensor) -> None:
 
 def total(n: int) -> int:
     """Return the sum over ranks of a number known on the host."""
-    return sum(every(n))
+    number = torch.tensor(n, dtype=torch.int64)
+    sum_(number)
+    return int(number)
 
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    return any(every(flag))
+    return flag if size() == 1 else total(flag) > 0
 
 
 def every(value: T) -> list[T]:

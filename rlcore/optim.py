@@ -234,6 +234,19 @@ class Optim:
             group.load_state_dict(state[name])
 
 
+def redistributed(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what this rank loads of the states that another number of ranks saved.
+
+    Moments are the same on all; what unfinished accumulations have summed goes to rank 0 together.
+    """
+    result: dict[str, Any] = {}
+    for name, state in states[0].items():
+        parts = [of_rank[name] for of_rank in states if distributed.rank() == 0]
+        grad = sum((part["grad"] for part in parts), torch.zeros_like(state["grad"]))
+        result[name] = {**state, "grad": grad, "count": sum(part["count"] for part in parts)}
+    return result
+
+
 def _for_group(config: OptimConfig, name: str) -> OptimConfig:
     own = config.groups.get(name, {})
     try:

@@ -14,7 +14,7 @@ from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.errors import UserError
 from rlcore.logger import Meter
-from rlcore.optim import Optim
+from rlcore.optim import Optim, redistributed
 from rlcore.sources import Source
 from rlcore.types import Batch, Loss
 
@@ -71,15 +71,25 @@ class Trainer:
             Diverged: a loss, an observation or a reward is no longer finite.
         """
         with self.training():
-            while not (self.clock.done or self.stopping or self.interrupted):
+            ended = self._ended()
+            while not ended:
                 self.iterate()
-                self.interrupted = distributed.anywhere(self.interrupted)  # ranks go on or stop together
                 for callback in self.callbacks:
                     callback.maybe(self)
-                self.stopping = next(filter(None, distributed.every(self.stopping)), None)
+                ended = self._ended()
             for callback in self.callbacks:
                 callback.end(self)
         self.check_finite()
+
+    def _ended(self) -> bool:
+        """Whether the run is over, the same on all ranks, though a signal may reach one before another."""
+        own = self.interrupted, self.stopping
+        if distributed.anywhere(any(own)):
+            interrupted, stopping = zip(*distributed.every(own), strict=True)
+            self.interrupted = any(interrupted)
+            self.stopping = next(filter(None, stopping), None)
+            return True
+        return self.clock.done
 
     def iterate(self) -> None:
         """Collect once and learn from every batch that comes of it."""
@@ -110,7 +120,8 @@ class Trainer:
             self.clock.updates += 1
             self.agent.after_update(self.clock)
             self.clock.updated = self.clock.frames
-        self.meter.add(self.clock.updates, out.metrics)
+        if batch.counts:  # else another rank's items are measured there
+            self.meter.add(self.clock.updates, out.metrics)
         return out
 
     def check_finite(self) -> None:
@@ -151,7 +162,8 @@ class Trainer:
                 f"ranks: got {distributed.size()}, expected {len(ranks)}, those that the checkpoint was saved by"
             )
         state = ranks[distributed.rank() if same else 0]
-        self.optim.load_state_dict(state["optim"])
+        optim = state["optim"] if same else redistributed([of_rank["optim"] for of_rank in ranks])
+        self.optim.load_state_dict(optim)
         self.source.load_state_dict(state["source"])
         self.clock.load_state_dict(state["clock"])
         self.meter.load_state_dict(state["meter"])
@@ -162,7 +174,7 @@ class Trainer:
         for name, buffer in self.agent.named_buffers():
             buffer.copy_(state["buffers"].get(name, buffer))
         self.train_seconds = state["train_seconds"]
-        self.stopping = state["stopping"]
+        self.stopping = ranks[0]["stopping"]
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             if saved:
                 callback.load_state_dict(saved)  # type: ignore[attr-defined]

@@ -132,7 +132,8 @@ def test_killing_a_rank_ends_all_and_the_run_goes_on(case: str, tmp_path: Path) 
 
 def test_another_number_of_ranks_loses_and_repeats_no_example(tmp_path: Path) -> None:
     recipe, overrides = SUPERVISED["line"]
-    settings = {**PLAIN, "checkpoint.every": 100, **overrides}
+    # The shorter runs end within an accumulation.
+    settings = {**PLAIN, "checkpoint.every": 100, "optim.accumulate": 3, **overrides}
     for name in ("one", "more", "fewer"):
         budget = 350 if name == "one" else 175
         horizon = {"budget.frames": budget, "budget.horizon": 350}
@@ -146,6 +147,29 @@ def test_another_number_of_ranks_loses_and_repeats_no_example(tmp_path: Path) ->
         assert other.state["clock"] == one.state["clock"]
         for parameter, tensor in one.agent.items():
             torch.testing.assert_close(other.agent[parameter], tensor, rtol=0, atol=1e-5)
+
+
+def test_ranks_agree_on_evaluations_and_on_going_on_after_a_stop(tmp_path: Path) -> None:
+    network = {"name": "resnet", "kwargs": {"width": 4, "blocks": 1, "stages": 2}}  # each rank has statistics of its own
+    settings = {
+        "agent.network": network,
+        "source.batch_size": 32,
+        "budget.frames": 320,
+        "log.every": 64,
+        "eval.every": 64,
+        "stop.metric": "eval/return_mean",
+        "stop.threshold": -1e9,
+        "checkpoint.every": 0,
+    }
+    train(2, "digits_resnet", tmp_path / "run", settings)
+    state = final(tmp_path / "run").state
+    assert state["clock"]["frames"] == 64
+    (other,) = state["others"]
+    assert any("best" in callback for callback in state["callbacks"])
+    for mine, its in zip(state["callbacks"], other["callbacks"], strict=True):
+        assert mine.get("best") == its.get("best")
+    train(2, str(tmp_path / "run"), tmp_path / "run", {"stop.metric": "", "stop.threshold": None}, "--resume")
+    assert final(tmp_path / "run").state["clock"]["frames"] == 320
 
 
 def test_buffers_of_other_ranks_are_refused(tmp_path: Path) -> None:
