@@ -53,7 +53,7 @@ class Supervised(Agent):
         mask: Tensor | None = None,
         explore: bool = True,
     ) -> Act:
-        return Act(self.network(obs).view(-1, *self.shape), state)  # (N, ...)
+        return Act(self._predict(obs), state)
 
     def frozen(self, obs: Any) -> Tensor | None:
         return self.network.trunk(obs) if self._trunk_is_frozen and not self.network.trunk.per_token else None
@@ -72,8 +72,11 @@ class Supervised(Agent):
 
     def loss(self, batch: Batch) -> Loss:
         example: Example = batch.data
-        prediction = self.network(example.obs).view(-1, *self.shape)
-        return Loss(*self.criterion(prediction, example.target))
+        return Loss(*self.criterion(self._predict(example.obs), example.target))
+
+    def _predict(self, obs: Any) -> Tensor:
+        prediction: Tensor = self.network(obs)  # (N, F), or of tokens, of which there may be fewer, (N, T, F)
+        return prediction if self.network.trunk.per_token else prediction.view(-1, *self.shape)
 
     def generate(
         self, prompt: Tensor, rng: torch.Generator, length: int | None = None, stops: Sequence[int] = (), **how: Any

@@ -50,7 +50,7 @@ class TextClassificationConfig(VocabularyConfig, Folds):
         if self.bandit and (self.separator or self.label_smoothing):
             raise ValueError("neither separator nor label_smoothing beside bandit")
         if self.source != "both" and self.data != REVIEWS:
-            raise ValueError(f"data='{REVIEWS}' beside source")
+            raise ValueError(f"source='both' beside data='{self.data}': source chooses among the {REVIEWS}")
         return self
 
 

@@ -77,8 +77,9 @@ def parts_by_hash(texts: Iterable[str], validation: float, test: float) -> dict[
 
 
 def remarks(ids: Sequence[Sequence[int]], length: int, vocabulary: Vocabulary) -> list[str]:
-    """Say how many new texts were cut to so many tokens, and how many hold what the vocabulary does not know."""
+    """Say how many new texts are empty, were cut to so many tokens, or hold what the vocabulary does not know."""
     counts = {
+        "are empty": sum(not row for row in ids),
         f"are longer than {length} tokens and were cut": sum(len(row) > length for row in ids),
         "hold tokens unknown to the vocabulary": sum(vocabulary.unk in row for row in ids),
     }

@@ -26,7 +26,7 @@ def generate(
     stop: Sequence[str] = (),
     seed: int = 0,
     n: int = 1,
-    which: str = "last",
+    which: str | None = None,
 ) -> list[list[str]]:
     """Return ``n`` completions of each prompt, without the prompt.
 
@@ -41,12 +41,14 @@ def generate(
         stop: texts that end a completion; they are left out of it.
         seed: of drawing.
         n: completions of each prompt; of a search the best.
-        which: the checkpoint: last, best or a frame.
+        which: the checkpoint: last, best or a frame; None: as the run's eval.use says.
 
     Raises:
         UserError: the run writes no text, or a prompt or an option does not fit it.
     """
     require(temperature, top_k, top_p, beam, n)
+    if "" in stop:
+        raise UserError("stop: got an empty text, expected one that may occur in a completion")
     loaded = load(run, which)
     write, vocabulary = getattr(loaded.agent, "generate", None), getattr(loaded.predictor, "vocabulary", None)
     if write is None or vocabulary is None:

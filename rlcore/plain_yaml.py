@@ -21,14 +21,17 @@ _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_i
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
+_BLOCKS = {sign + end for sign in "|>" for end in ("", "+", "-")}
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse one YAML document.
+    """Parse one YAML document; the sign of a block alone is a string.
 
     Raises:
         UserError: the text is not YAML; says where.
     """
+    if text.strip() in _BLOCKS:  # nothing follows: YAML reads an empty string, where a sign that separates is meant
+        return text.strip()
     try:
         value = yaml.load(text, Loader=_Loader)
         json.dumps(value, default=str)  # an alias may make a mapping hold itself

@@ -147,6 +147,11 @@ def test_numbers_in_scientific_notation_are_numbers() -> None:
     assert plain_yaml.parse("[1e5, -2E+3, 1e, e3]", "x") == [1e5, -2e3, "1e", "e3"]
 
 
+def test_the_sign_of_a_block_alone_is_a_string() -> None:
+    assert [plain_yaml.parse(text, "x") for text in ("|", ">", " |- ")] == ["|", ">", "|-"]
+    assert plain_yaml.parse("a: |\n  b\n", "x") == {"a": "b\n"}
+
+
 def test_every_field_has_a_description() -> None:
     for name in ("dqn", "supervised"):
         model = configs.Config[configs.agent_config(name)]

@@ -178,10 +178,11 @@ def test_a_run_continues_texts_without_the_file(tmp_path):
     assert run.result["evaluation"]["perplexity"] < 1.05 and run.result["evaluation"]["accuracy"] > 0.99
     path.unlink()
     run = rlcore.load(tmp_path / "run")
-    assert run.predict(["cde", "defg abcdefg ab", "g"]) == (
-        ["f", "c", " "],
-        ["1 of 3 texts are longer than 8 tokens and were cut"],
-    )
+    assert run.predict(["cde", "g a"]) == (["f", "b"], [])  # shorter than the context
+    assert run.predict(["defg abcdefg ab"]) == (["c"], ["1 of 1 texts are longer than 8 tokens and were cut"])
+    assert run.predict(["g"]) == ([" "], [])
+    with pytest.raises(UserError, match="texts: got 2 of different lengths"):
+        run.predict(["cde", "g"])
     assert run.predict(["Z ab"])[1] == ["1 of 1 texts hold tokens unknown to the vocabulary"]
     with pytest.raises(UserError, match="expected some text to continue"):
         run.predict([""])
@@ -191,9 +192,10 @@ def test_another_instance_reads_as_this_one_did(file):
     kwargs = {"data": file, "context": 8}
     fitted = json.loads(json.dumps(LanguageModel(1, **kwargs).fitted()))
     predictor = LanguageModel.predictor({**kwargs, **fitted})
-    x, remarks = predictor.encode(["ab", TEXT])
+    x, remarks = predictor.encode([TEXT])
     vocabulary = LanguageModel(1, **kwargs).corpus.vocabulary
-    assert not remarks[1:] and vocabulary.decode(x) == ["ab", TEXT[-8:]] and x[0, :6].eq(0).all()
+    assert remarks == ["1 of 1 texts are longer than 8 tokens and were cut"] and vocabulary.decode(x) == [TEXT[-8:]]
+    assert vocabulary.decode(predictor.encode(["ab"])[0]) == ["ab"] and predictor.encode(["ab"])[0].shape == (1, 2)
     logits = torch.zeros(1, 8, vocabulary.size)
     logits[0, -1, vocabulary.ids(["c"])[0][0]] = 1
     assert predictor.decode(logits) == ["c"] and predictor.spec.obs_space.length == 8

