@@ -151,10 +151,12 @@ def action_head(space: gym.Space[Any], width: int, agent: str, log_std: float = 
 def orthogonal(module: nn.Module, gain: float) -> Any:
     """Make the weights of a module's layers orthogonal (Saxe et al. 2014) and their biases 0, and return it.
 
-    Linear and convolutional layers are scaled by ``gain``, the weights of recurrent cells are not.
+    Linear and convolutional layers are scaled by ``gain``, the weights of recurrent cells are not. Pretrained networks
+    stay as they are.
     """
+    learnt = {layer for part in module.modules() if getattr(part, "pretrained", False) for layer in part.modules()}
     for layer in module.modules():
-        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.RNNCellBase):
+        if layer in learnt or not isinstance(layer, nn.Linear | nn.Conv2d | nn.RNNCellBase):
             continue
         for parameter in layer.parameters(recurse=False):
             if parameter.dim() == 1:

@@ -40,8 +40,9 @@ class Supervised(Agent):
             )
         self.criterion = spec.loss
         self.shape = spec.action_space.shape
-        trunk = build_network(config.network, spec.obs_space)
-        outputs = self.shape[-1] if trunk.per_token else int(np.prod(self.shape))
+        each = isinstance(spec.obs_space, Tokens) and self.shape[:-1] == (spec.obs_space.length,)
+        trunk = build_network(config.network, spec.obs_space, per_token=each)
+        outputs = self.shape[-1] if each else int(np.prod(self.shape))
         self.network = Predictor(trunk, outputs, config.tie)
 
     def act(

@@ -50,7 +50,7 @@ class WritingAgent(Agent):
                 f"agent '{config.name}' cannot answer {prompt} with {spec.action_space}; expected one vocabulary"
             )
         self.prompt, self.completion = prompt, completion
-        trunk = build_network(with_context(config.network, prompt.length + completion.length), prompt)
+        trunk = build_network(with_context(config.network, prompt.length + completion.length), prompt, True)
         if not isinstance(trunk, TextModel):
             raise UserError(
                 f"agent '{config.name}' cannot write with network '{config.network.name}'; "

@@ -90,13 +90,13 @@ class Evaluate:
         Raises:
             UserError: evaluations have no number ``eval.best``.
         """
-        if self.env is None or not trainer.clock.due(self.config.every):
+        env, config = self.env, self.config
+        if env is None or not trainer.clock.due(config.every):
             return
         check_finite(trainer)
-        config = self.config
-        how = (self.env.episodes or config.episodes, config.seed, config.max_steps)
+        how = (env.episodes or config.episodes, config.seed, config.max_steps)
         # Other ranks have other statistics of batch normalisation, and would disagree on what is best and when to stop.
-        result = distributed.first(lambda: evaluate(trainer.agent, self.env, *how))
+        result = distributed.first(lambda: evaluate(trainer.agent, env, *how))
         names = {"mean": "return_mean", "iqm": "return_iqm", "ci_low": "return_ci_low", "ci_high": "return_ci_high"}
         unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
         values = {names.get(name, name): value for name, value in result.items() if name not in unlogged}

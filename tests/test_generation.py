@@ -31,7 +31,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def writer(name: str, seed: int = 0, space: Tokens = SPACE, scale: float = 3.0) -> Writer:
     """Return an untrained network whose distributions are far from uniform."""
     torch.manual_seed(seed)
-    trunk: Any = build_network(NetworkConfig(name=name, kwargs=NETWORKS[name]), space).eval()
+    trunk: Any = build_network(NetworkConfig(name=name, kwargs=NETWORKS[name]), space, per_token=True).eval()
     for parameter in trunk.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=2 / parameter.shape[1] ** 0.5)

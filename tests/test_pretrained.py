@@ -10,8 +10,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from agents.distributions import orthogonal
 from agents.networks.pretrained import pretrained, resized
 from agents.networks.text_model import TextModel
 from rlcore.errors import UserError
@@ -179,6 +180,14 @@ def test_what_is_frozen(freeze: str | int, learning: int, tmp_path: Path) -> Non
     assert len(names) == learning
     if isinstance(freeze, int):
         assert {name.split(".")[2] for name in names} == {str(i) for i in range(freeze, 3)}
+
+
+def test_agents_that_start_networks_orthogonally_leave_what_was_learnt(tmp_path: Path) -> None:
+    folder = saved(bert(), tmp_path)
+    network, same = (pretrained(Tokens(VOCABULARY, LENGTH, 0), str(folder), lora={"rank": 2}) for _ in range(2))
+    orthogonal(nn.Sequential(network, nn.Linear(2, 2)), 1.0)
+    given, expected = ({k: v for k, v in n.state_dict().items() if ".a." not in k} for n in (network, same))
+    torch.testing.assert_close(given, expected, rtol=0, atol=0)
 
 
 def refused(folder: Path | str, space: Any = None, **options: Any) -> str:

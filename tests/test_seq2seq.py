@@ -113,7 +113,7 @@ def test_labels_go_before_completions():
             r"'seq2seq' cannot serve observations Tokens\(9, length=5\) with .*Discrete\(4\)",
         ),
         (Tokens(8, 4), "decoder", "expected one vocabulary"),
-        (COMPLETION, "encoder", "network 'encoder'; expected decoder, encoder_decoder or text_gru"),
+        (COMPLETION, "encoder", "expected of each token, as decoder, encoder_decoder or text_gru"),
         (spaces.MultiDiscrete(np.array([3, 9, 9])), "decoder", "cannot label .* 'decoder'; expected encoder_decoder"),
         (spaces.MultiDiscrete(np.array([3, 9, 8])), "decoder", "cannot serve"),
     ],

@@ -6,18 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents.configs.supervised import SupervisedConfig
 from agents.networks import build_network
 from agents.networks.predictor import Predictor
 from agents.networks.text_model import TextModel
 from agents.networks.transformer import Decoder, Encoder, EncoderDecoder
+from agents.supervised import Supervised
 from rlcore.config import NetworkConfig
 from rlcore.errors import UserError
 from rlcore.spaces import Tokens
 from rlcore.tree import leaves, tmap
+from rlcore.types import Spec
 
 SPACE = Tokens(11, 6, pad=0, bos=2, eos=3)
 TRANSFORMERS: list[tuple[str, dict[str, Any]]] = [
@@ -40,7 +44,11 @@ def model(case: tuple[str, dict[str, Any]], dtype: torch.dtype = torch.float64) 
     key = f"{case} {dtype}"
     if key not in NETWORKS:
         torch.manual_seed(1000)
-        network = build_network(NetworkConfig(name=case[0], kwargs=case[1]), SPACE).to(dtype).eval()
+        network = (
+            build_network(NetworkConfig(name=case[0], kwargs=case[1]), SPACE, per_token=case[0] != "encoder")
+            .to(dtype)
+            .eval()
+        )
         generator = torch.Generator().manual_seed(1000)
         for parameter in network.parameters():
             parameter.data += torch.empty_like(parameter).normal_(0, 0.2, generator=generator)
@@ -244,3 +252,16 @@ def test_an_encoder_decoder_needs_a_completion_and_a_token_that_begins_it() -> N
         Predictor(EncoderDecoder(SPACE, width=16), 11)(words(1, 6))
     with pytest.raises(UserError, match=r"'encoder_decoder' cannot write Tokens\(11, length=6\) without a token"):
         EncoderDecoder(Tokens(11, 6), width=16)
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "said"),
+    [
+        ((3,), "decoder", "'decoder' gives features of each token, expected of a whole observation, as encoder or mlp"),
+        ((6, 11), "encoder", "'encoder' gives features of a whole observation, expected of each token, as decoder, "),
+    ],
+)
+def test_networks_that_read_a_text_otherwise_than_the_task_are_refused(action: Any, name: str, said: str) -> None:
+    spec = Spec(SPACE, spaces.Box(-1.0, 1.0, action), loss=lambda prediction, target: (prediction.sum(), 1))
+    with pytest.raises(UserError, match=said):
+        Supervised(SupervisedConfig(network=NetworkConfig(name=name, kwargs={"width": 16})), spec)

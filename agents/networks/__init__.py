@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from agents.networks.encode import Network
 
 
-def build_network(config: NetworkConfig, space: gym.Space[Any]) -> Network:
+def build_network(config: NetworkConfig, space: gym.Space[Any], per_token: bool = False) -> Network:
     """Build the registered network for a space; the module has ``out_features``.
 
+    Args:
+        config: its name and keywords.
+        space: of the observations.
+        per_token: whether features of each token are wanted, (B, T, F), or of an observation as a whole, (B, F).
+
     Raises:
-        UserError: the name or a keyword is unknown, or the network cannot read the space.
+        UserError: the name or a keyword is unknown, or the network cannot read the space or gives the other features.
     """
     cls = registry.find("networks", config.name)
     known = list(inspect.signature(cls).parameters)[1:]
@@ -28,9 +33,14 @@ def build_network(config: NetworkConfig, space: gym.Space[Any]) -> Network:
         if name not in known:
             raise UserError(f"network.kwargs.{name} is not an option of network '{config.name}'{nearest(name, known)}")
     try:
-        return cls(space, **config.kwargs)
+        network = cls(space, **config.kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"network '{config.name}' cannot be built with {config.kwargs}: {error}") from None
+    if network.per_token != per_token:
+        given, wanted = ("each token", "a whole observation")[:: 1 if network.per_token else -1]
+        some = "decoder, encoder_decoder or text_gru" if per_token else "encoder or mlp"
+        raise UserError(f"network '{config.name}' gives features of {given}, expected of {wanted}, as {some} does")
+    return network
 
 
 def build_inner(part: Any, space: gym.Space[Any], option: str) -> Network:

@@ -38,6 +38,7 @@ class Network(nn.Module):
     out_features: int
     recurrent: bool = False
     per_token: bool = False  # features are (B, T, out_features), one vector for each token of the observation
+    pretrained: bool = False  # begins with weights that were learnt, which no agent starts anew
 
     def initial_state(self, n: int) -> Any:
         """Return the memory at the start of an episode, all zeros: a tree of (n, ...) tensors, or ()."""

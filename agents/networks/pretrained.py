@@ -61,6 +61,7 @@ def pretrained(
     weights = dict(family.weights(Tensors(folder, family.prefix), options["layers"]))
     weights["embedding.weight"] = resized(weights["embedding.weight"], network.embedding.num_embeddings)
     network.load_state_dict(weights, assign=True)
+    network.pretrained = True
     _freeze(network, freeze)
     if lora is not None:
         if freeze != "none":
