@@ -58,7 +58,7 @@ def train(
     """
     if init is not None:
         overrides["init"] = str(init)
-    with distributed.joined(str(overrides.get("device", "cpu"))):
+    with distributed.joined():
         return _train(recipe, out, resume, quiet, overrides)
 
 

@@ -25,13 +25,15 @@ def device(name: str) -> torch.device:
     """Return the torch device.
 
     Raises:
-        UserError: this machine or this build of torch does not have it.
+        UserError: this machine or this build of torch does not have it, or not for every rank.
     """
     found = torch.device(name)
     if (found.type == "cuda" and not torch.cuda.is_available()) or (
         found.type == "mps" and not torch.mps.is_available()
     ):
         raise UserError(f"device: got '{name}', expected cpu: torch sees no such device here")
+    if found.type == "cuda" and distributed.size() > 1 and (found.index is not None or not distributed.gpus()):
+        raise UserError(f"device: got '{name}', expected cpu, or cuda with a GPU for each rank of a machine")
     return found
 
 

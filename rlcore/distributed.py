@@ -23,16 +23,22 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # of a rank that waits for another, which may be saving or loading
 
 
+def gpus() -> int:
+    """Return how many GPUs the ranks of this machine have, one each in their order; 0: too few for all."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return ranks if ranks <= torch.cuda.device_count() else 0
+
+
 @contextlib.contextmanager
-def joined(device: str = "cpu") -> Iterator[None]:
+def joined() -> Iterator[None]:
     """Join the ranks that torchrun started, if it did, and part from them at the end."""
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if device.startswith("cuda"):
+    if gpus():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # What the host knows goes by gloo always, so that no GPU is waited for.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    # The device is not known yet. What the host knows goes by gloo always, so that no GPU is waited for.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus() else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlcore import checkpoint
+from rlcore import build, checkpoint, distributed
+from rlcore.errors import UserError
 from rlcore.testing.agents import first_difference
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "train.py"
@@ -150,7 +151,10 @@ def test_another_number_of_ranks_loses_and_repeats_no_example(tmp_path: Path) ->
 
 
 def test_ranks_agree_on_evaluations_and_on_going_on_after_a_stop(tmp_path: Path) -> None:
-    network = {"name": "resnet", "kwargs": {"width": 4, "blocks": 1, "stages": 2}}  # each rank has statistics of its own
+    network = {
+        "name": "resnet",
+        "kwargs": {"width": 4, "blocks": 1, "stages": 2},
+    }  # each rank has statistics of its own
     settings = {
         "agent.network": network,
         "source.batch_size": 32,
@@ -179,6 +183,24 @@ def test_buffers_of_other_ranks_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "ranks: got 2, expected 1, those that the checkpoint was saved by" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ranks", "seen", "name", "served"),
+    [(2, 2, "cuda", True), (1, 1, "cuda:0", True), (2, 1, "cuda", False), (2, 2, "cuda:1", False)],
+)
+def test_every_rank_needs_a_gpu(
+    ranks: int, seen: int, name: str, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(distributed, "size", lambda: ranks)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    if served:
+        assert build.device(name) == torch.device(name)
+    else:
+        with pytest.raises(UserError, match=f"device: got '{name}', expected cpu, or cuda with a GPU for each rank"):
+            build.device(name)
 
 
 def test_every_rank_needs_an_environment(tmp_path: Path) -> None:
