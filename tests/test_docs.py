@@ -1,13 +1,15 @@
-"""Every Python block of the README and of the documents runs as written, in order."""
+"""Every Python block of the README and of the documents runs as written, in order; every command to train is valid."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from rlcore import registry
+from rlcore import cli, registry
+from rlcore import config as configs
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,3 +29,12 @@ def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         assert "://" in target or (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_to_train_name_recipes_and_settings_that_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^ *(?:python|torchrun\b.*) scripts/train\.py (.*)$", text, re.MULTILINE):
+        settings, (config, *_) = cli._settings(shlex.split(line, comments=True))
+        if not config.startswith("--") and not config.isupper():  # else a run is continued, or CONFIG stands for any
+            configs.validate(configs.override(configs.read(config), settings), line)
