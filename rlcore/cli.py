@@ -239,7 +239,7 @@ def predict(argv: list[str]) -> None:
     predictions, remarks = predicted(folder, options.inputs, options.checkpoint)
     for remark in remarks:
         note(remark)
-    print(json.dumps(predictions) if options.json else "\n".join(map(_readable, predictions)))
+    print(json.dumps(predictions, ensure_ascii=False) if options.json else "\n".join(map(_readable, predictions)))
 
 
 @guarded
