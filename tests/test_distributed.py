@@ -125,7 +125,7 @@ def test_killing_a_rank_ends_all_and_the_run_goes_on(case: str, tmp_path: Path) 
         assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
     finally:
         started.kill()
-    train(2, recipe, killed, {}, "--resume")
+    train(2, str(killed), killed, {}, "--resume")
     a, b = final(whole), final(killed)
     assert first_difference(a.agent, b.agent) is None
     assert first_difference(untimed(a.state), untimed(b.state)) is None
