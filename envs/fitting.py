@@ -66,11 +66,7 @@ def prepare(
     labelled = np.flatnonzero(~table.missing(target))
     if not len(labelled):
         raise UserError(f"{table.name}: no rows are left, the target '{target}' is missing in all of them")
-    if fold is None:
-        parts = partition(labelled, validation, test, seed)
-    else:
-        found = folded(_strata(table.take(labelled), options), *fold, validation, seed)
-        parts = {part: labelled[rows] for part, rows in found.items()}
+    parts = _parts(table, labelled, options, validation, test, seed, fold)
     dropped = {part: {"missing": 0, "outliers": 0} for part in parts}
     if options.missing == "drop":
         lacking = np.any([table.missing(name) for name in features], axis=0)
@@ -91,6 +87,22 @@ def prepare(
     if encoding is None:
         encoding = _fit(table, parts, features, options, fences)
     return Prepared(table, features, parts, dropped, fences, encoding)
+
+
+def _parts(
+    table: Table,
+    labelled: np.ndarray,
+    options: Preparation,
+    validation: float,
+    test: float,
+    seed: int,
+    fold: tuple[int, int] | None,
+) -> dict[str, np.ndarray]:
+    """Return the rows of each split of those that have a target."""
+    if fold is None:
+        return partition(labelled, validation, test, seed)
+    found = folded(_strata(table.take(labelled), options), *fold, validation, seed)
+    return {part: labelled[rows] for part, rows in found.items()}
 
 
 def _strata(table: Table, options: Preparation) -> np.ndarray:

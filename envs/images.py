@@ -13,10 +13,11 @@ from gymnasium import spaces
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from envs import figures, metrics, mistakes, picture_files
+from envs import picture_files
 from envs.augment_images import augmentation
+from envs.classification import Classification
 from envs.criterion import Criterion
-from envs.one_step import OneStep, OneStepTask
+from envs.one_step import OneStep
 from envs.options import TaskConfig, validated
 from envs.picture_files import Mode, Pictures, Shape
 from envs.splits import folded, stratified
@@ -85,7 +86,7 @@ def pictures(config: ImagesConfig) -> Pictures:
 _digits = lru_cache(maxsize=1)(picture_files.digits)
 
 
-class ImagesTask(OneStepTask):
+class ImagesTask(Classification):
     """Examples of one split: from memory, or streamed from their files, then on the device of the index."""
 
     def __init__(
@@ -97,7 +98,7 @@ class ImagesTask(OneStepTask):
         reward: Reward,
         device: str | torch.device,
     ) -> None:
-        self.data, self.rows, self.size = data, rows, len(rows)
+        self.data, self.rows, self.size, self.classes = data, rows, len(rows), data.classes
         self.spec, self._reward = spec, reward
         self.streamed = data.images is None or config.memory == "never"
         self._target = data.labels[torch.from_numpy(rows)]  # (size,)
@@ -132,19 +133,9 @@ class ImagesTask(OneStepTask):
         """Return minus the loss of logits (B, C), or 1 for a right class (B,) and 0 for a wrong one."""
         return self._reward(action, target)
 
-    def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
-        """Return the accuracy; for logits (E, C) also precision, recall, f1, roc_auc and cross_entropy (nats)."""
-        prediction, target = outcomes["prediction"], outcomes["target"]
-        return (metrics.classification if self.spec.loss is None else metrics.labelling)(prediction, target)
-
-    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the confusion matrix and, for logits, the ROC curves."""
-        return figures.classification(outcomes["prediction"], outcomes["target"], self.data.classes)
-
-    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
-        """Return the n pictures with the highest losses among those that are misclassified, as a Markdown table."""
-        items = [self.data.names[self.rows[row]] for row in outcomes["row"].tolist()]
-        return mistakes.labels(outcomes["prediction"], outcomes["target"], self.data.classes, items, n)
+    def item(self, row: int) -> str:
+        """Return the picture's file."""
+        return self.data.names[self.rows[row]]
 
     def describe(self, index: int) -> str:
         """Return the picture's file and its class, of row ``index`` of this split."""

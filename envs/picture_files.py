@@ -143,7 +143,7 @@ def _shape(path: Path, paths: list[str], size: tuple[int, int] | None, mode: Mod
         try:
             first = _opened(name)
         except (OSError, ValueError, SyntaxError, EOFError):
-            continue
+            continue  # reported, with all others like it, once all are read
         grey = first.mode in ("1", "L", "LA") or first.mode.startswith("I") if mode == "auto" else mode == "grey"
         height, width = size or (first.height, first.width)
         return height, width, 1 if grey else 3

@@ -19,9 +19,9 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
-from envs import figures, metrics, mistakes
+from envs.classification import Classification
 from envs.labelled_texts import Labelled, TextClassificationConfig, prepare
-from envs.one_step import OneStep, OneStepTask
+from envs.one_step import OneStep
 from envs.options import validated
 from envs.table import from_rows, read
 from envs.texts import TokenAugmenter, remarks, words_or_file
@@ -32,8 +32,8 @@ from rlcore.types import Example, Spec
 from rlcore.vector import Autoreset, Split
 
 
-class TextTask(OneStepTask):
-    """Texts of one split as tokens, in memory on the device. A target holds the label(s) and the row in the split."""
+class TextTask(Classification):
+    """Texts of one split as tokens, in memory on the device."""
 
     def __init__(
         self, data: Labelled, config: TextClassificationConfig, split: Split, device: str | torch.device
@@ -42,16 +42,15 @@ class TextTask(OneStepTask):
         if not len(rows):
             raise UserError(f"{data.name}: the {split} split is empty, {len(data.texts)} texts are too few")
         self.data, self.rows, self.config, self.size = data, rows, config, len(rows)
-        self.outcomes = frozenset({"prediction", "target", "index"})
+        self.classes = data.labels
         self.spec = specify(data.vocabulary, data.labels, config)
         self._tokens = data.tokens[torch.from_numpy(rows)].to(device)  # (size, length)
         self._target = data.target[torch.from_numpy(rows)].to(device)  # (size,) or (size, C)
         self._augmenter = TokenAugmenter(config.augment, data.vocabulary) if config.augment else None
 
     def draw(self, index: Tensor) -> Example:
-        """Return tokens (B, length) and targets {"label": (B,) or (B, C), "row": (B,)} at ``index`` (B,) int64."""
-        label = self._target.index_select(0, index)
-        return Example(self._tokens.index_select(0, index).long(), {"label": label, "row": index})
+        """Return tokens (B, length) and labels (B,), or several (B, C), at ``index`` (B,) int64."""
+        return Example(self._tokens.index_select(0, index).long(), self._target.index_select(0, index))
 
     @property
     def augments(self) -> bool:
@@ -62,31 +61,15 @@ class TextTask(OneStepTask):
         """Return the examples with their tokens varied as the keyword ``augment`` says."""
         return data if self._augmenter is None else data._replace(obs=self._augmenter(data.obs, generator))
 
-    def reward(self, action: Tensor, target: Any, /) -> Tensor:
+    def reward(self, action: Tensor, target: Tensor, /) -> Tensor:
         """Return minus the loss of logits (B, C), or 1 for a right label (B,) and 0 for a wrong one."""
         if self.config.bandit:
-            return (action == target["label"]).float()
-        return -each(action, target["label"], self.config.label_smoothing)
+            return (action == target).float()
+        return -each(action, target, self.config.label_smoothing)
 
-    def outcome(self, action: Tensor, target: Any) -> dict[str, Tensor]:
-        """Return the predictions (B, ...), the labels (B, ...), and which row (B,) of the split each is of."""
-        return {"prediction": action, "target": target["label"], "index": target["row"]}
-
-    def metrics(self, outcomes: dict[str, Tensor]) -> dict[str, float]:
-        """Return the accuracy and, for logits, what `envs.metrics.labelling` says."""
-        prediction, target = outcomes["prediction"], outcomes["target"]
-        if self.config.bandit:
-            return metrics.classification(prediction, target)
-        return metrics.labelling(prediction, target)
-
-    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the confusion matrix and, for logits, the ROC curves."""
-        return figures.classification(outcomes["prediction"], outcomes["target"], self.data.labels)
-
-    def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
-        """Return the n texts with the highest losses among those labelled wrongly, as a Markdown table."""
-        items = [self.data.texts[self.rows[row]] for row in outcomes["index"].tolist()]
-        return mistakes.labels(outcomes["prediction"], outcomes["target"], self.data.labels, items, n)
+    def item(self, row: int) -> str:
+        """Return the text."""
+        return self.data.texts[self.rows[row]]
 
     def describe(self, index: int) -> str:
         """Return the text, and its labels, of row ``index`` of this split."""
@@ -110,8 +93,8 @@ def specify(vocabulary: Vocabulary, labels: Sequence[str], config: TextClassific
     if config.bandit:
         return Spec(obs_space, spaces.Discrete(len(labels)))
 
-    def loss(logits: Tensor, target: Any) -> tuple[Tensor, int]:
-        return each(logits, target["label"], config.label_smoothing).sum(), len(logits)
+    def loss(logits: Tensor, target: Tensor) -> tuple[Tensor, int]:
+        return each(logits, target, config.label_smoothing).sum(), len(logits)
 
     return Spec(obs_space, spaces.Box(-np.inf, np.inf, (len(labels),), np.float32), loss=loss)
 
@@ -158,6 +141,7 @@ class TextClassification(OneStep):
     """
 
     has_folds = True
+    names_rows = True
 
     def __init__(
         self,

@@ -79,7 +79,7 @@ def texts(tmp_path: Path) -> str:
 def items(env: Any) -> list[tuple[Any, ...]]:
     """Return what a split shows, with its targets."""
     example = env.task.draw(torch.arange(env.task.size))
-    target = example.target["label"] if isinstance(example.target, dict) else example.target
+    target = example.target
     return [(*x.flatten().tolist(), *y.flatten().tolist()) for x, y in zip(example.obs, target, strict=True)]
 
 

@@ -72,7 +72,7 @@ def test_what_is_left_out_is_counted(tmp_path):
     kept = everything(env)  # the first label of a text stays
     at = [i for i in range(env.task.size) if env.task.describe(i).startswith(rows[1][0])]
     for i in at:
-        assert env.data.labels[int(kept.target["label"][i])] == rows[1][1]
+        assert env.data.labels[int(kept.target[i])] == rows[1][1]
 
 
 @settings(max_examples=30, deadline=None)
@@ -107,11 +107,11 @@ def test_examples_hold_the_text_the_label_and_the_row(file):
     labels = dict(reviews())
     for i, text in enumerate(vocabulary.decode(x)):
         assert "[UNK]" in text or env.task.describe(i) == f"{text} ({labels[text]})"
-        assert env.data.labels[int(target["label"][i])] in env.task.describe(i)
+        assert env.data.labels[int(target[i])] in env.task.describe(i)
     env.reset(seed=5)
     step = env.step(torch.zeros(2, 2))
-    assert step.extras["index"].tolist() == [5, 6]
-    assert torch.equal(step.extras["target"], target["label"][[5, 6]])
+    assert step.extras["row"].tolist() == [5, 6]
+    assert torch.equal(step.extras["target"], target[[5, 6]])
 
 
 # Rewards
@@ -127,7 +127,7 @@ def test_one_label_a_text(file, smoothing):
     theirs = nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)(logits, label)
     torch.testing.assert_close(step.reward, -theirs)
     assert env.spec.loss is not None
-    total, count = env.spec.loss(logits, {"label": label, "row": step.extras["index"]})
+    total, count = env.spec.loss(logits, label)
     torch.testing.assert_close(total, -step.reward.sum())
     assert count == 4
 
@@ -141,10 +141,10 @@ def test_several_labels_a_text(tmp_path):
     x, target = everything(env)
     by_text = {t: [p.strip() for p in c.split("|")] for t, c in zip(texts, cells, strict=True)}
     for i, text in enumerate(env.data.vocabulary.decode(x)):
-        held = [n for n, y in zip("abc", target["label"][i].tolist(), strict=True) if y]
+        held = [n for n, y in zip("abc", target[i].tolist(), strict=True) if y]
         assert held == sorted(by_text[text]) and env.task.describe(i) == f"{text} ({', '.join(held)})"
     logits = torch.tensor([[0.0, math.log(3), -math.log(3)]])
-    reward = env.task.reward(logits, {"label": torch.tensor([[1.0, 1.0, 0.0]])})
+    reward = env.task.reward(logits, torch.tensor([[1.0, 1.0, 0.0]]))
     smooth = math.log(2) + 2 * (-0.9 * math.log(0.75) - 0.1 * math.log(0.25))
     assert reward.item() == pytest.approx(-smooth / 3)
     predictor = env.predictor({"separator": "|", **SMALL, **env.fitted()})
