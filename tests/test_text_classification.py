@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torchmetrics.functional import classification as tm
 
 import rlcore
@@ -112,6 +113,18 @@ def test_examples_hold_the_text_the_label_and_the_row(file):
     step = env.step(torch.zeros(2, 2))
     assert step.extras["row"].tolist() == [5, 6]
     assert torch.equal(step.extras["target"], target[[5, 6]])
+
+
+def test_mistakes_name_the_texts_that_were_shown(file):
+    env = TextClassification(3, split="test", data=file, **SMALL)
+    env.reset(seed=4)
+    step = env.step(torch.zeros(3, 2))
+    right = F.one_hot(step.extras["target"], 2).float() * 4
+    logits = torch.stack([right[0], -right[1], right[2]])  # of the three the second is wrong
+    table = env.task.mistakes(step.extras | {"prediction": logits}, 5)
+    shown = env.task.describe(5).rpartition(" (")[0]
+    assert table.startswith("The worst 1 of 1 mistakes among 3") and shown in table
+    assert not any(env.task.describe(i).rpartition(" (")[0] in table for i in (0, 4, 6))
 
 
 # Rewards
