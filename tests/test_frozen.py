@@ -88,7 +88,8 @@ def test_the_loss_gets_features_of_its_own_examples(settings: dict[str, Any]) ->
     agent: Any = trainer.agent.train()
     (batch,) = trainer.source.collect(agent, trainer.clock)
     assert isinstance(batch.data.obs, Features)
-    tokens = trainer.source.task.draw(batch.data.target["row"]).obs  # type: ignore[attr-defined]
+    source: Any = trainer.source
+    tokens = source.task.draw(source.order[:16]).obs
     assert agent.training and not agent.network.trunk.training
     torch.testing.assert_close(batch.data.obs.features, agent.network.trunk(tokens), atol=1e-5, rtol=1e-5)
 
