@@ -409,4 +409,4 @@ def test_the_reviews_are_whole():
 def test_reviews_from_scratch_come_close_to_tfidf(tmp_path):
     run = rlcore.train("imdb", seed=1000, out=tmp_path / "run")
     accuracy = run.result["evaluation"]["accuracy"]
-    assert accuracy >= 0.87 and accuracy >= tfidf_accuracy("imdb") - 0.01
+    assert accuracy >= 0.894 and accuracy >= tfidf_accuracy("imdb") - 0.01
