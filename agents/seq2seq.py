@@ -1,7 +1,7 @@
 """Completions of prompts, learnt from examples by teacher forcing (Sutskever et al. 2014).
 
 loss = sum over tokens of -log p(y_i | x, y_1 ... y_{i-1})       x: prompt, y: completion, its end included
-Acting writes the likeliest token at each place, given those already written.
+Acting writes the likeliest token at each place, given those already written, or searches with a beam.
 
 Where the action is a label followed by a completion, a second head reads the label from the encoded prompt, and the
 task weights the two losses.

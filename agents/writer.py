@@ -75,7 +75,9 @@ class WritingAgent(Agent):
         return Writer(self.trunk, self.logits, self.stops, self.completion.pad)
 
     def write(self, prompt: Tensor) -> Tensor:
-        """Return greedy completions (N, L) of prompts (N, P)."""
+        """Return completions (N, L) of prompts (N, P): the best of a beam of ``config.beam``, or greedy ones."""
+        if self.config.beam:
+            return generation.beam_search(self.writer, prompt, self.completion.length, self.config.beam)[0][:, 0]
         return generation.complete(self.writer, prompt, self.completion.length)
 
     def generate(

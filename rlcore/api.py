@@ -237,6 +237,7 @@ def evaluate(
     which: str | None = None,
     mistakes: int = 0,
 ) -> dict[str, Any]:
+    beam: int | None = None,
     """Evaluate one run, or several as a study.
 
     Args:
@@ -246,6 +247,7 @@ def evaluate(
         which: the checkpoint: last, best or a frame; default: the run's eval.use.
         mistakes: of one run of a task, list so many of the worst, as Markdown under "mistakes".
 
+        beam: of runs that write completions: the width of their search, 0 for none; default: the run's agent.beam.
     Returns:
         One run: as `rlcore.evaluation.evaluate`. Several: the statistics over the runs' mean returns,
         ci_low and ci_high a stratified bootstrap interval of their interquartile mean, the means of the
@@ -255,7 +257,8 @@ def evaluate(
         UserError: there is no such run or checkpoint, the runs are not evaluated alike, or there are no mistakes to
             list: the environment is no task that does, or there are several runs.
     """
-    loaded = [load(folder, which) for folder in runs.resolve_all([paths] if isinstance(paths, (str, Path)) else paths)]
+    folders = runs.resolve_all([paths] if isinstance(paths, (str, Path)) else paths)
+    loaded = [load(folder, which, beam) for folder in folders]
     if mistakes:
         if len(loaded) > 1:
             raise UserError(f"--mistakes: expected one run, got {len(loaded)}")

@@ -188,11 +188,13 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("--explore", action="store_true", help="with --record: act as at the end of training")
     wrong = "list the N worst mistakes too (of one run of a task)"
     parser.add_argument("--mistakes", type=positive, default=0, metavar="N", help=wrong)
+    search = "write completions by a search with a beam of N; 0: greedily [the run's agent.beam]"
+    parser.add_argument("--beam", type=_natural, metavar="N", help=search)
     parser.plugins()
     parser.json()
     options = parser.read(argv)
-    if options.mistakes and options.record:
-        raise UserError("--mistakes: expected no --record beside it")
+    if options.record and (options.mistakes or options.beam is not None):
+        raise UserError(f"--{'mistakes' if options.mistakes else 'beam'}: expected no --record beside it")
     if options.explore and not options.record:
         raise UserError("--explore: expected --record beside it; evaluations are greedy")
     _import(options.plugin)
@@ -211,7 +213,8 @@ def evaluate(argv: list[str]) -> None:
         result = api.record(folders[0], options.record, *chosen)
         note(f"recorded {result['episodes']} episodes to {options.record}")
     else:
-        result = api.evaluate(folders, options.episodes, options.seed, options.checkpoint, options.mistakes)
+        chosen = (options.episodes, options.seed, options.checkpoint, options.mistakes, options.beam)
+        result = api.evaluate(folders, *chosen)
     if options.json:
         return print(json.dumps(result))
     mistakes = result.pop("mistakes", "")

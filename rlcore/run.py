@@ -156,16 +156,21 @@ def find_checkpoint(run: Path, which: str = "last") -> Path:
     return found
 
 
-def load(run: str | Path, which: str | None = None) -> Run:
+def load(run: str | Path, which: str | None = None, beam: int | None = None) -> Run:
     """Load a run's agent from its ``last`` or ``best`` checkpoint or the one at a frame (None: as its eval.use says).
 
-    torch is set to the run's number of threads, so that it computes what it computed in training.
+    torch is set to the run's number of threads, so that it computes what it computed in training. ``beam`` goes before
+    the run's agent.beam.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it is damaged.
+        UserError: there is no such run or checkpoint, or it is damaged; or it has a ``beam`` and writes nothing.
     """
     folder = runs.resolve_one(run)
     config = configs.validate(configs.read(folder), str(folder / "config.yaml"))
+    if beam is not None:
+        if "beam" not in type(config.agent).model_fields:
+            raise UserError(f"beam: {folder} has agent '{config.agent.name}', expected one that answers prompts")
+        config = config.model_copy(update={"agent": config.agent.model_copy(update={"beam": beam})})
     torch.set_num_threads(config.threads)
     build.device(config.device)
     predictor = None

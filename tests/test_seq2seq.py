@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,9 @@ def test_an_environment_without_examples_cannot_teach():
         agent(spec=Spec(PROMPT, COMPLETION))
 
 
-def test_the_agent_keeps_the_contract():
-    check_agent(PAIRS)
+@pytest.mark.parametrize("beam", [0, 3])
+def test_the_agent_keeps_the_contract(beam: int):
+    check_agent(configs.override(PAIRS, {"agent.beam": beam}))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,24 @@ def test_generation_answers_as_the_agent_acts(reversal: Path):
     assert drawn != generate(reversal, ["xy", "abc"], temperature=3.0, n=4, seed=2)
     assert len(set(drawn[0])) > 1
     assert all(len(text) <= 2 for (text,) in generate(reversal, ["abcd"], length=2))
+
+
+def test_evaluation_and_prediction_search_with_the_beam_that_is_asked_for(command: Command, reversal: Path):
+    prompts = ["abcd", "xy", "hell", "qrst", "zz", "fgh"]
+    greedy, searched = (rlcore.load(reversal, beam=beam).predict(prompts)[0] for beam in (0, 4))
+    assert searched == [some[0] for some in generate(reversal, prompts, beam=4)] != greedy
+    assert greedy == rlcore.load(reversal).predict(prompts)[0]
+    whole, best = (rlcore.evaluate(reversal, beam=beam)["token_accuracy"] for beam in (None, 4))
+    assert whole != best
+    said = command("evaluate", reversal, "--beam", "4", "--json").out
+    assert json.loads(said)["token_accuracy"] == best
+    refused = command("evaluate", reversal, "--beam", "4", "--record", "x.npz")
+    assert refused.code == 2 and "error: --beam: expected no --record" in refused.err
+
+
+def test_a_beam_is_refused_where_nothing_is_written(language: Path):
+    with pytest.raises(UserError, match="beam: .* has agent 'supervised', expected one that answers prompts"):
+        rlcore.evaluate(language, beam=2)
 
 
 def test_a_language_model_goes_on_beyond_its_context(language: Path):

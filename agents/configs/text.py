@@ -14,6 +14,7 @@ class WriterConfig(AgentConfig):
 
     network: NetworkConfig = NetworkConfig(name="decoder")
     tie: bool = Field(default=False, description="the head's weights are those of the embedding of tokens")
+    beam: int = Field(default=0, ge=0, description="width of the search that evaluations write by; 0: greedily")
 
 
 class Seq2SeqConfig(WriterConfig):
