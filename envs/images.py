@@ -137,11 +137,6 @@ class ImagesTask(Classification):
         """Return the picture's file."""
         return self.data.names[self.rows[row]]
 
-    def describe(self, index: int) -> str:
-        """Return the picture's file and its class, of row ``index`` of this split."""
-        row = int(self.rows[index])
-        return f"{self.data.names[row]} ({self.data.classes[int(self.data.labels[row])]})"
-
 
 def specify(classes: Sequence[str], shape: Shape, config: ImagesConfig) -> tuple[Spec, Reward]:
     """Return the spaces, with the loss where actions are logits, and the reward."""

@@ -70,7 +70,7 @@ def labelling(logits: Tensor, target: Tensor) -> dict[str, float]:
 
     Precision, recall, F1 and the area under the ROC curve (one class against the rest) are means over classes. Of
     several labels an item (Godbole and Sarawagi 2004), accuracy is over single labels, exact over whole items, and
-    cross_entropy the mean over labels. roc_auc is NaN where a class has no item, or no other class has. Without
+    cross_entropy the mean over labels. There is no roc_auc where a class has no item, or no other class has. Without
     scikit-learn, accuracy and cross_entropy alone.
 
     Args:
@@ -101,9 +101,16 @@ def _macro(held: np.ndarray, said: np.ndarray, scores: np.ndarray) -> dict[str, 
         average="macro",
         zero_division=0,  # pyright: ignore[reportArgumentType] - a number or "warn"
     )
-    both = (held.any(0) & ~held.all(0)).all()
-    auc = float(roc_auc_score(held, scores, average="macro")) if both else math.nan
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "roc_auc": auc}
+    values = {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+    if not (held.any(0) & ~held.all(0)).all():
+        _without_area()
+        return values
+    return values | {"roc_auc": float(roc_auc_score(held, scores, average="macro"))}
+
+
+@functools.cache  # says it once
+def _without_area() -> None:
+    note("there is no roc_auc: a split has no item of one class, or of no other")
 
 
 @functools.cache  # says it once

@@ -22,6 +22,7 @@ from envs.classify_and_write import openings
 from envs.completions import CompletionConfig, Completions, CompletionTask, Pair, Prepared
 from envs.labelled_texts import REVIEWS, TextClassificationConfig, table
 from envs.pairs import LETTERS
+from envs.texts import parts_by_hash
 from rlcore.errors import UserError, nearest
 from rlcore.run import Run, load
 from rlcore.types import Example
@@ -158,7 +159,8 @@ class Prompts(Completions):
         order = np.random.default_rng(config.data_seed).permutation(len(texts))[: config.n]
         texts = [texts[i] for i in order]
         lengths = config.prompt_length, config.completion_length
-        found = openings(texts, config, lengths, (config.val_fraction, config.test_fraction))
+        parts = parts_by_hash(texts, config.val_fraction, config.test_fraction)
+        found = openings(texts, config, lengths, parts)
         examples = {name: Example(*found.tokens[part].split(lengths, 1)) for name, part in found.parts.items()}
         return Prepared(found.vocabulary, examples, found.remarks)
 

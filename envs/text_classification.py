@@ -71,13 +71,6 @@ class TextTask(Classification):
         """Return the text."""
         return self.data.texts[self.rows[row]]
 
-    def describe(self, index: int) -> str:
-        """Return the text, and its labels, of row ``index`` of this split."""
-        row = int(self.rows[index])
-        held = self.data.target[row]
-        names = [self.data.labels[i] for i in (held.nonzero()[:, 0].tolist() if held.dim() else [int(held)])]
-        return f"{self.data.texts[row]} ({', '.join(names)})"
-
 
 def each(logits: Tensor, label: Tensor, smoothing: float) -> Tensor:
     """Return the losses (B,) of logits (B, C) where labels (B,), or several (B, C), are true."""

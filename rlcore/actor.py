@@ -51,27 +51,52 @@ def random_actions(space: Any, n: int, rng: torch.Generator, mask: Tensor | None
 
 
 class EpisodeMeter:
-    """Returns, lengths and, where the environment tells, successes of real episodes, without a host synchronisation."""
+    """Returns, lengths and, where the environment tells, successes of real episodes, without waiting for the device.
+
+    Steps are kept as they come and counted many at once, always at the same ones: a float64 sum then does not depend on
+    when the meter was saved.
+    """
 
     def __init__(self, num_envs: int, device: torch.device) -> None:
         self.running = torch.zeros(2, num_envs, dtype=torch.float64, device=device)  # return, length so far
         # Sums over episodes of returns, lengths, 1 and successes.
         self.finished = torch.zeros(4, dtype=torch.float64, device=device)
+        self._steps: list[tuple[Tensor, ...]] = []  # not counted yet: reward, terminated, truncated, valid, success
+        self._many = max(1, min(128, 2**17 // num_envs))  # steps held, at most
         self._judged = False  # whether the environment tells successes
 
     def add(self, step: Step) -> None:
         """Count one step of every environment; fake rows do not count."""
-        self.running += torch.stack((step.reward * step.valid, step.valid))
-        done = (step.terminated | step.truncated) & step.valid
-        self.finished[:2] += (self.running * done).sum(1)
-        self.finished[2] += done.sum()
-        if "is_success" in step.extras:
-            self._judged = True
-            self.finished[3] += (step.extras["is_success"] & done).sum()
-        self.running *= ~done
+        self._judged = "is_success" in step.extras
+        success = (step.extras["is_success"],) if self._judged else ()
+        self._steps.append((step.reward, step.terminated, step.truncated, step.valid, *success))
+        if len(self._steps) == self._many:
+            self._count()
+
+    def _count(self) -> None:
+        if not self._steps:
+            return
+        reward, terminated, truncated, valid, *success = self._stacked()  # (T, N)
+        self._steps.clear()
+        done = (terminated | truncated) & valid
+        episode = done.cumsum(0) - done.long()  # (T, N): how many episodes ended before a step
+        sums = self.running.new_zeros(2, len(done) + 1, done.shape[1])  # returns and lengths of each env's episodes
+        sums[:, 0] = self.running
+        sums.scatter_add_(1, episode.expand(2, -1, -1), torch.stack((reward * valid, valid)).double())
+        ended = done.sum(0)  # (N,)
+        self.running = sums.gather(1, ended.expand(2, 1, -1)).squeeze(1)
+        whole = torch.arange(len(done) + 1, device=done.device)[:, None] < ended  # (T + 1, N)
+        self.finished[:2] += (sums * whole).sum((1, 2))
+        self.finished[2] += ended.sum()
+        if success:
+            self.finished[3] += (success[0] & done).sum()
+
+    def _stacked(self) -> list[Tensor]:
+        return [torch.stack(column) for column in zip(*self._steps, strict=True)]
 
     def flush(self) -> dict[str, float]:
         """Return the mean return, length and success of the episodes finished since the last flush, if any."""
+        self._count()
         distributed.sum_(self.finished)
         total, length, episodes, successes = self.finished.tolist()
         self.finished.zero_()
@@ -79,6 +104,22 @@ class EpisodeMeter:
             return {}
         means = {"episode_return": total / episodes, "episode_length": length / episodes}
         return means | ({"success_rate": successes / episodes} if self._judged else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the episodes so far."""
+        return {"running": self.running, "finished": self.finished, "steps": tuple(self._stacked())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was called."""
+        self.running.copy_(state["running"])
+        self.finished.copy_(state["finished"])
+        self._steps = list(zip(*(column.to(self.running.device) for column in state["steps"]), strict=True))
+        self._judged = len(state["steps"]) > 4
+
+    def cut(self) -> None:
+        """Forget the episodes that have not ended."""
+        self._count()
+        self.running.zero_()
 
 
 class Actor:
@@ -93,25 +134,40 @@ class Actor:
         self.obs, self.extras = env.reset(derive(seed, "env") % 2**31 + before)
         self.state: Any = None  # built by the first act, which knows the agent
 
-    def step(self, agent: Agent, knobs: dict[str, Tensor], random: bool = False) -> Acted:
+    def noise(self, agent: Agent, steps: int) -> list[dict[str, Tensor]]:
+        """Draw at once, which is cheaper, the randomness of so many steps to come."""
+        drawn = agent.noise("act", steps * self.env.num_envs, self.rng)
+        if steps == 1:
+            return [drawn]
+        rows = {name: x.unflatten(0, (steps, -1)).unbind() for name, x in drawn.items()}
+        return [{name: x[i] for name, x in rows.items()} for i in range(steps)]
+
+    def step(self, agent: Agent, knobs: dict[str, Tensor], noise: dict[str, Tensor], random: bool = False) -> Acted:
         """Act once in every environment; ``random``: uniformly, whatever the agent would do."""
-        n = self.env.num_envs
+        act = self.choose(agent, knobs, noise, random)
+        return self.finish(agent, act, self.env.step(act.action))
+
+    def choose(self, agent: Agent, knobs: dict[str, Tensor], noise: dict[str, Tensor], random: bool) -> Act:
+        """Return what to do next in every environment."""
         if self.state is None:
-            self.state = agent.initial_state(n)
+            self.state = agent.initial_state(self.env.num_envs)
         mask = self.extras.get("action_mask")
-        noise = agent.noise("act", n, self.rng)
         with torch.inference_mode():
             act = agent.act(self.obs, self.state, knobs, noise, mask)
         if random:
-            action = random_actions(self.env.spec.action_space, n, self.rng, mask)
+            action = random_actions(self.env.spec.action_space, self.env.num_envs, self.rng, mask)
             act = act._replace(action=action, state=agent.took(act.state, action))
-        step = self.env.step(act.action)
+        return act
+
+    def finish(self, agent: Agent, act: Act, step: Step) -> Acted:
+        """Take note of what became of the chosen actions."""
         self.episodes.add(step)
         acted = Acted(self.obs, self.state, self.extras, act, step)
         self.obs, self.extras = step.obs, step.extras
         if not is_empty(act.state):
             fresh = step.terminated | step.truncated | ~step.valid
-            self.state = tmap(lambda s, zero: torch.where(_like(fresh, s), zero, s), act.state, agent.initial_state(n))
+            start = agent.initial_state(self.env.num_envs)
+            self.state = tmap(lambda s, zero: torch.where(_like(fresh, s), zero, s), act.state, start)
         return acted
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,16 +177,16 @@ class Actor:
             "extras": self.extras,
             "state": self.state,
             "rng": self.rng.get_state(),
-            "running": self.episodes.running,
-            "finished": self.episodes.finished,
+            "episodes": self.episodes.state_dict(),
             "env": self.env.capture(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called; without an environment state, start new episodes."""
         self.rng.set_state(state["rng"].cpu())
-        self.episodes.finished.copy_(state["finished"])
+        self.episodes.load_state_dict(state["episodes"])
         if state["env"] is None:
+            self.episodes.cut()
             self.obs, self.extras = self.env.reset(
                 int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))
             )
@@ -139,7 +195,6 @@ class Actor:
         device = self.env.device
         self.obs, self.extras = tmap(lambda x: x.to(device), (state["obs"], state["extras"]))
         self.state = None if state["state"] is None else tmap(lambda x: x.to(device), state["state"])
-        self.episodes.running.copy_(state["running"])
 
 
 def _like(flags: Tensor, x: Tensor) -> Tensor:

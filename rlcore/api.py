@@ -46,7 +46,7 @@ def train(
         out: the run's folder; default: a fresh one under ``runs/``.
         resume: continue the run in ``out`` (default: ``recipe`` if that is a run, else the latest) where its
             last checkpoint was taken.
-        init: a run whose weights (and, for tables, preprocessing) this one starts from.
+        init: a run whose weights, of the checkpoint that its eval.use names, and preprocessing this one starts from.
         quiet: show no progress.
         overrides: settings by name: ``seed=1``, ``optim={"lr": 1e-3}``, ``**{"optim.lr": 1e-3}``.
 
@@ -73,7 +73,9 @@ def _train(recipe: Any, out: str | Path | None, resume: bool, quiet: bool, overr
         trainer = build.trainer(config)
     try:
         if config.init and saved is None:
-            trainer.agent.start_from(checkpoint.load(find_checkpoint(Path(config.init))).agent, config.init)
+            elder = configs.validate(configs.read(config.init), config.init).eval.use
+            weights = checkpoint.load(find_checkpoint(Path(config.init), elder)).agent
+            trainer.agent.start_from(weights, config.init)
         _require_space(trainer, config, folder or Path(out or "runs"))
         folder = distributed.first(lambda: folder or runs.create(out, config))
         with _writer(folder), Progress(config.budget.frames, quiet=quiet or distributed.rank() > 0) as progress:
@@ -101,7 +103,7 @@ def _fit(
     evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
     trainer.callbacks = [
         Log(config.log.every),
-        Evaluate(evaluation, config.eval, checkpoints),
+        Evaluate(evaluation, config.eval, checkpoints, logger and functools.partial(_draw, logger, "eval")),
         Stop(config.stop),
         Write(logger, progress),
         Checkpoint(checkpoints, config.checkpoint),
@@ -139,8 +141,7 @@ def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger 
 
 def _show(logger: Logger, frames: int, env: VectorEnv, outcomes: dict[str, torch.Tensor]) -> None:
     """Show the task's figures and worst mistakes in TensorBoard."""
-    for name, figure in env.figures(outcomes).items():
-        logger.figure(f"final/{name}", figure, frames)
+    _draw(logger, "final", frames, env, outcomes)
     if text := env.mistakes(outcomes, MISTAKES):
         logger.text("final/mistakes", text, frames)
 
@@ -155,6 +156,12 @@ def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
             _write_result(trainer, folder, how)
     last = checkpoint.latest(folder / "checkpoints")
     if interrupted:
+def _draw(logger: Logger, when: str, frames: int, env: VectorEnv, outcomes: dict[str, torch.Tensor]) -> None:
+    """Show the task's figures in TensorBoard."""
+    for name, figure in env.figures(outcomes).items():
+        logger.figure(f"{when}/{name}", figure, frames)
+
+
         frames = int(last.name) if last else 0
         raise KeyboardInterrupt(f"interrupted; continue from frame {frames} with --resume --out {folder}") from None
     if isinstance(error, Diverged):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +74,20 @@ class Log:
         self.last = tuple(state["last"])
 
 
+Show = Callable[[int, VectorEnv, dict[str, torch.Tensor]], None]
+
+
 class Evaluate:
     """Every so many frames, play seeded episodes in an own environment (None: never); keep the best agent.
 
-    What is best is said by ``eval.best``, the name of one of the logged numbers, and ``eval.best_mode``.
+    What is best is said by ``eval.best``, the name of one of the logged numbers, and ``eval.best_mode``. ``show`` is
+    given the frames so far, the environment and the episodes' outcomes, to draw figures from.
     """
 
-    def __init__(self, env: VectorEnv | None, config: EvalConfig, checkpoints: Path | None = None) -> None:
-        self.env, self.config, self.checkpoints = env, config, checkpoints
+    def __init__(
+        self, env: VectorEnv | None, config: EvalConfig, checkpoints: Path | None = None, show: Show | None = None
+    ) -> None:
+        self.env, self.config, self.checkpoints, self.show = env, config, checkpoints, show
         self.by = [config.best, config.best_mode]
         self.sign = 1 if config.best_mode == "max" else -1
         self.best = -self.sign * math.inf
@@ -95,8 +103,9 @@ class Evaluate:
             return
         check_finite(trainer)
         how = (env.episodes or config.episodes, config.seed, config.max_steps)
+        look = self.show and functools.partial(self.show, trainer.clock.frames, env)
         # Other ranks have other statistics of batch normalisation, and would disagree on what is best and when to stop.
-        result = distributed.first(lambda: evaluate(trainer.agent, env, *how))
+        result = distributed.first(lambda: evaluate(trainer.agent, env, *how, look=look))
         names = {"mean": "return_mean", "iqm": "return_iqm", "ci_low": "return_ci_low", "ci_high": "return_ci_high"}
         unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
         values = {names.get(name, name): value for name, value in result.items() if name not in unlogged}

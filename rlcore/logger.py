@@ -182,11 +182,12 @@ def _final(event: Event) -> bool:
 class Meter:
     """Means of metrics over an interval, gathered without ever waiting for the device.
 
-    Tensors are 0-dim, detached and not written to afterwards. The means do not depend on when the
+    Tensors of metrics are 0-dim; all are detached and not written to afterwards. The means do not depend on when the
     interval's tensors were stacked, saved or loaded: they are the correctly rounded float64 means.
     """
 
     _COMPACT = 1000  # entries held as separate tensors, at most
+    _SMALL = 1024  # numbers
 
     def __init__(self) -> None:
         self._metrics = _Series("update")
@@ -200,9 +201,10 @@ class Meter:
             self._metrics.compact()
 
     def watch(self, step: int, name: str, tensor: Tensor) -> None:
-        """Add a scalar seen at frame ``step`` that only has to be finite, such as ``obs.sum()``."""
+        """Add a tensor of any shape, seen at frame ``step``, whose sum only has to be finite."""
         rows = self._inputs.rows
-        rows.append((step, {name: tensor}))
+        # Small ones are added up many at once: an operation costs more than what it adds.
+        rows.append((step, {name: tensor if tensor.numel() <= self._SMALL else tensor.sum()}))
         if len(rows) >= self._COMPACT:
             self._inputs.compact()
 
@@ -250,10 +252,14 @@ class _Series:
         self.chunks: dict[str, list[Tensor]] = {}  # each (entries,)
 
     def compact(self) -> None:
-        """Stack the separate tensors into one for each name."""
+        """Stack the separate tensors' sums into one tensor for each name."""
         for name in dict.fromkeys(chain.from_iterable(scalars for _, scalars in self.rows)):
             having = [(step, scalars[name]) for step, scalars in self.rows if name in scalars]
-            chunk = torch.stack([tensor for _, tensor in having])
+            tensors = [tensor for _, tensor in having]
+            if len({tensor.shape for tensor in tensors}) > 1:  # of the parts of a Dict observation
+                tensors = [tensor.sum() for tensor in tensors]
+            chunk = torch.stack(tensors)
+            chunk = chunk.flatten(1).sum(1) if chunk.dim() > 1 else chunk
             if chunk.requires_grad:
                 raise ValueError(f"metric '{name}' carries a graph; expected a detached tensor")
             self.steps.setdefault(name, array("q")).extend([step for step, _ in having])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -71,15 +71,31 @@ class Trainer:
             Diverged: a loss, an observation or a reward is no longer finite.
         """
         with self.training():
-            ended = self._ended()
-            while not ended:
-                self.iterate()
-                for callback in self.callbacks:
-                    callback.maybe(self)
-                ended = self._ended()
+            self._answer(self.run())
+
+    def run(self) -> Generator[Batch, Loss, None]:
+        """Yield each batch to learn from; what is sent back is its loss, once the weights have moved (see `update`).
+
+        That is all of a run but the learning, which may so be done for several runs at once (`rlcore.together`).
+
+        Raises:
+            Diverged: as `fit`.
+        """
+        ended = self._ended()
+        while not ended:
+            yield from self._iteration()
             for callback in self.callbacks:
-                callback.end(self)
+                callback.maybe(self)
+            ended = self._ended()
+        for callback in self.callbacks:
+            callback.end(self)
         self.check_finite()
+
+    def _answer(self, asking: Generator[Batch, Loss, None]) -> None:
+        """Learn from every batch that is asked for."""
+        batch = next(asking, None)
+        while batch is not None:
+            batch = sent(asking, self.update(batch))
 
     def _ended(self) -> bool:
         """Whether the run is over, the same on all ranks, though a signal may reach one before another."""
@@ -93,10 +109,13 @@ class Trainer:
 
     def iterate(self) -> None:
         """Collect once and learn from every batch that comes of it."""
+        self._answer(self._iteration())
+
+    def _iteration(self) -> Generator[Batch, Loss, None]:
         start = time.perf_counter()
         self.clock.iterated = self.clock.frames
         for batch in self.source.collect(self.agent, self.clock):
-            self.source.feedback(batch, self.update(batch))
+            self.source.feedback(batch, (yield batch))
         self.clock.iterations += 1
         self.train_seconds += time.perf_counter() - start
 
@@ -178,6 +197,14 @@ class Trainer:
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             if saved:
                 callback.load_state_dict(saved)  # type: ignore[attr-defined]
+
+
+def sent(asking: Generator[Batch, Loss, None], out: Loss) -> Batch | None:
+    """Send a loss to a run that asked to learn and return what it asks for next; None: it has ended."""
+    try:
+        return asking.send(out)
+    except StopIteration:
+        return None
 
 
 def _global_stream() -> dict[str, Any]:

@@ -273,6 +273,15 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path, finished: Path
     assert_same_run(run.path, again.path)
 
 
+def test_a_run_starts_from_the_checkpoint_that_the_other_is_used_by(tmp_path: Path) -> None:
+    best = {**SMALL, "eval.every": 400, "eval.episodes": 2, "eval.use": "best"}  # of 600 frames
+    elder = rlcore.train("cartpole_dqn", out=tmp_path / "elder", **best).path
+    kept, last = (checkpoint.load(elder / "checkpoints" / name).agent for name in ("best", "000000000600"))
+    run = rlcore.train("cartpole_dqn", out=tmp_path / "young", init=elder, **{**SMALL, "budget.frames": 40})
+    assert first_difference(checkpoint.load(run.path / "checkpoints").agent, kept) is None
+    assert first_difference(kept, last) is not None
+
+
 def test_fine_tuning_keeps_the_preprocessing(tmp_path: Path, regression: Path) -> None:
     lines = (SCRIPTS.parent / "envs" / "data" / "sacramento.csv").read_text().splitlines()
     (tmp_path / "new.csv").write_text("\n".join(lines[:80]))

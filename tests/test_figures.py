@@ -159,12 +159,15 @@ def test_of_two_classes_the_second_has_the_curve_and_of_many_the_lowest_ten_are_
     assert axes.get_legend().get_title().get_text() == "the lowest 10 of 30"
 
 
-def test_a_class_without_items_has_no_curve_and_no_area() -> None:
+def test_a_class_without_items_has_no_curve_and_no_area(capsys: pytest.CaptureFixture[str]) -> None:
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [1, 2, 0]])
     target = torch.tensor([0, 1, 1])
     axes = figures.classification(logits, target, NAMES)["roc"].axes[0]
     assert sorted(line.get_label().split(" ")[0] for line in axes.lines[1:]) == ["ant", "bee"]
-    assert math.isnan(metrics.labelling(logits, target)["roc_auc"])
+    metrics._without_area.cache_clear()
+    for _ in range(2):
+        assert "roc_auc" not in metrics.labelling(logits, target)
+    assert capsys.readouterr().err.count("there is no roc_auc: a split has no item of one class") == 1
 
 
 def test_without_matplotlib_there_are_no_figures_and_one_remark(
@@ -250,12 +253,13 @@ def test_mistakes_of_numbers_and_of_completions() -> None:
 def test_a_run_shows_figures_and_mistakes_and_evaluate_lists_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = rlcore.train(TABLE, out=tmp_path / "run")
+    run = rlcore.train(TABLE, out=tmp_path / "run", **{"eval.every": 320})
     assert {"precision", "recall", "f1", "roc_auc"} < run.result["evaluation"].keys()
     for _ in range(2):
         events = EventAccumulator(str(run.path)).Reload()
-        assert sorted(events.Tags()["images"]) == ["final/confusion", "final/roc"]
+        assert sorted(events.Tags()["images"]) == ["eval/confusion", "eval/roc", "final/confusion", "final/roc"]
         assert [image.step for image in events.Images("final/confusion")] == [640]
+        assert [image.step for image in events.Images("eval/confusion")] == [320, 640]
         (shown,) = events.Tensors("final/mistakes/text_summary")
         rlcore.train(out=run.path, resume=True)  # shows them anew, not twice
     listed = shown.tensor_proto.string_val[0].decode()

@@ -256,6 +256,30 @@ def test_classify_and_write_conforms(reviews, split):
     check_env(make, steps=12)
 
 
+def test_folds_of_reviews_share_them_out_by_label(reviews):
+    held = []
+    for fold in range(4):
+        env = ClassifyAndWrite(1, split="test", **labelled(reviews, folds=4, fold=fold))
+        assert all(24 <= n <= 26 for n in everything(env).target[:, 0].bincount().tolist())
+        parts = {name: {*rows.tolist()} for name, rows in env.data.openings.parts.items()}
+        assert set.union(*parts.values()) == {*range(200)} and sum(map(len, parts.values())) == 200  # without the short
+        held += parts["test"]
+    assert sorted(held) == [*range(200)]
+    with pytest.raises(UserError, match=r"val_fraction \+ 1 / folds below 1"):
+        ClassifyAndWrite(1, **labelled(reviews, folds=2, val_fraction=0.5))
+
+
+def test_labels_beside_texts_have_a_confusion_matrix(reviews):
+    env = ClassifyAndWrite(4, split="test", **labelled(reviews))
+    env.reset(seed=0)
+    action = env._example.target.clone()
+    action[:, 0] = 0
+    drawn = env.figures(env.step(action).extras)
+    counts = [text.get_text() for text in drawn["confusion"].axes[0].texts]
+    negative = int((everything(env).target[:4, 0] == 0).sum())
+    assert counts == [str(negative), "0", str(4 - negative), "0"] and drawn.keys() == {"confusion"}
+
+
 def test_one_agent_classifies_and_writes(reviews, tmp_path):
     recipe = {
         "env": {"id": "classify_and_write", "kwargs": labelled(reviews, prompt_length=8, completion_length=2)},

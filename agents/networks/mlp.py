@@ -56,4 +56,7 @@ class MLP(Network):
 
     def forward(self, obs: Any) -> Tensor:
         """Return the features (B, out_features)."""
-        return self.layers(obs)
+        x = obs
+        for layer in self.layers:
+            x = layer.forward(x)  # not layer(x): a module's call costs as much as a small layer itself
+        return x

@@ -89,16 +89,26 @@ class Acting(Source):
         self.reward = reward
         self.scale = RewardScale(env.num_envs).to(env.device)
 
-    def act(self, agent: Agent, clock: Clock, random: bool = False) -> Acted:
-        """Act once in every environment and count the frames; the step's reward is the one to keep."""
-        acted = self.actor.step(agent, self.knobs, random)
-        valid = acted.step.valid
-        clock.frames += self.num_envs if self.env.always_valid else distributed.total(int(valid.sum()))
-        for leaf in leaves(acted.step.next_obs):
+    def act(self, agent: Agent, clock: Clock, steps: int, random_until: int = 0) -> Iterator[Acted]:
+        """Act so many times in every environment and count the frames; a step's reward is the one to keep.
+
+        Up to the frame ``random_until`` actions are uniform.
+        """
+        while steps > 0:
+            random = clock.frames < random_until  # which takes further draws, one step's after the other's
+            for noise in self.actor.noise(agent, 1 if random else steps):
+                yield self.counted(agent, clock, self.actor.step(agent, self.knobs, noise, random))
+                steps -= 1
+
+    def counted(self, agent: Agent, clock: Clock, acted: Acted) -> Acted:
+        """Count a step's frames, watch its numbers and return it with the reward to keep."""
+        step = acted.step
+        clock.frames += self.num_envs if self.env.always_valid else distributed.total(int(step.valid.sum()))
+        for leaf in leaves(step.next_obs):
             if leaf.is_floating_point():
-                self.meter.watch(clock.frames, "observation", leaf.sum())
-        self.meter.watch(clock.frames, "reward", acted.step.reward.sum())
-        return acted if self.reward == "raw" else acted._replace(step=self._transformed(acted.step, agent.gamma))
+                self.meter.watch(clock.frames, "observation", leaf)
+        self.meter.watch(clock.frames, "reward", step.reward)
+        return acted if self.reward == "raw" else acted._replace(step=self._transformed(step, agent.gamma))
 
     def _transformed(self, step: Step, gamma: float) -> Step:
         if self.reward == "sign":

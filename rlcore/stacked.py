@@ -1,0 +1,267 @@
+"""K agents of one structure updated as one batched computation: every tensor of theirs is a row of a stacked one.
+
+With w (K, P) the weights of a parameter group, row k those of agent k, and B_k the batch of agent k:
+
+    L_k = loss(w_k, B_k)                              one `torch.vmap` over k
+    g = d/dw sum_k L_k                                one backward pass: row k is the gradient of L_k alone
+    g_k <- g_k / n_k, clipped by its own norm         rowwise
+    w_k <- step(w_k, g_k, lr_k)                       one step of torch's optimiser, with the K own states
+
+Nothing is copied from update to update: an agent's own parameters, buffers and gradients are views of its row, and its
+optimiser's moments are those that the common step moves. So everything that knows a single agent (acting, evaluation,
+checkpoints) goes on as if it were alone, and so may the agent itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.agent import Agent
+from rlcore.errors import UserError
+from rlcore.optim import Group, make_optimizer
+from rlcore.trainer import Trainer
+from rlcore.tree import leaves, tmap
+from rlcore.types import Batch, Loss
+
+_ALIGNED = 16  # float32 numbers: rows begin where kernels that read many numbers at once begin
+_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+class Stack:
+    """The agents of K trainers of one recipe, their tensors stacked.
+
+    Args:
+        trainers: of equal settings but for their seeds; one update from now on moves them all.
+
+    Raises:
+        UserError: something of the agent or its settings can only be trained alone.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer]) -> None:
+        self.trainers = list(trainers)
+        agents = [trainer.agent for trainer in trainers]
+        _require_stackable(self.trainers)
+        self.model = copy.deepcopy(agents[0])  # whose tensors are the stacked ones
+        self.groups = {name: _Rows([t.optim.groups[name] for t in trainers]) for name in trainers[0].optim.groups}
+        stacked = {id(p): leaf for group in self.groups.values() for p, leaf in zip(group.first, group.leaves)}
+        self.slots: list[tuple[dict[str, Any], str]] = []  # of the model, one for each of the stacked tensors
+        self.tensors: list[Tensor] = []  # (K, ...)
+        modules = zip(self.model.modules(), *(agent.modules() for agent in agents), strict=True)
+        for module, *own in modules:
+            for kind in ("_parameters", "_buffers"):
+                slots: dict[str, Any] = getattr(module, kind)
+                for name in [name for name, tensor in slots.items() if tensor is not None]:
+                    ones: list[Tensor] = [getattr(one, kind)[name] for one in own]
+                    if id(ones[0]) not in stacked:
+                        stacked[id(ones[0])] = _bound(ones)
+                    slots[name] = stacked[id(ones[0])]
+                    self.slots.append((slots, name))
+                    self.tensors.append(slots[name])
+        self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
+
+    def update(self, batches: Sequence[Batch]) -> list[Loss]:
+        """Learn from a batch each, as `Trainer.update` does, and return the losses.
+
+        Agents whose batches differ in shape, or whose phases differ, learn alone this time.
+        """
+        trainers, clock = self.trainers, self.trainers[0].clock
+        if not self._alike(batches):
+            return [trainer.update(batch) for trainer, batch in zip(trainers, batches, strict=True)]
+        outs, metrics, priority = self._learn(batches)
+        for trainer in trainers:
+            trainer.clock.updates += 1
+        if all(t.clock == clock for t in trainers):
+            self.model.after_update(clock)
+        else:
+            for trainer in trainers:
+                trainer.agent.after_update(trainer.clock)
+        results = []
+        for trainer, out, values, p in zip(trainers, outs, metrics, priority, strict=True):
+            trainer.clock.updated = trainer.clock.frames
+            trainer.meter.add(trainer.clock.updates, values)
+            results.append(out._replace(metrics=values, priority=p))
+        return results
+
+    def _alike(self, batches: Sequence[Batch]) -> bool:
+        names = [[name for name, _ in t.agent.phases(t.clock.updates)] for t in self.trainers]
+        shapes = [[leaf.shape for leaf in leaves((b.data, b.knobs, b.noise))] for b in batches]
+        return all(one == names[0] for one in names) and all(one == shapes[0] for one in shapes)
+
+    def _learn(self, batches: Sequence[Batch]) -> tuple[list[Loss], list[dict[str, Tensor]], Sequence[Tensor | None]]:
+        """Run all phases, as `rlcore.optim.Optim.update` does; return each agent's last loss, metrics and priority."""
+        batch = _stacked(batches)
+        metrics: dict[str, Tensor] = {}  # each (K,)
+        priority: Tensor | None = None
+        out: Loss | None = None
+        for name, function in self.model.phases(self.trainers[0].clock.updates):
+            group = self.groups[name]
+            out = self._loss(name, function, batch)
+            self._prove(name, out.total, batches)
+            priority = priority if out.priority is None else out.priority
+            suffix = "" if len(self.groups) == 1 else f"/{name}"
+            metrics["loss" + suffix] = out.total.detach() / out.count
+            lrs = [trainer.optim.lr(name, trainer.clock) for trainer in self.trainers]
+            metrics["grad_norm" + suffix] = group.step(out, lrs)
+            metrics.update(out.metrics)
+        assert out is not None
+        k = len(self.trainers)
+        columns = {name: values.detach().unbind() for name, values in metrics.items()}
+        rows = [{name: column[i] for name, column in columns.items()} for i in range(k)]
+        stops = out.stop.unbind() if isinstance(out.stop, Tensor) else [out.stop] * k
+        counts = out.count.unbind() if isinstance(out.count, Tensor) else [out.count] * k
+        totals = out.total.detach().unbind()
+        single = [Loss(total, n, stop=stop) for total, n, stop in zip(totals, counts, stops, strict=True)]
+        return single, rows, [None] * k if priority is None else priority.detach().unbind()
+
+    def _loss(self, name: str, function: Callable[[Batch], Loss], batch: Batch) -> Loss:
+        """Return a phase's loss with every tensor (K, ...)."""
+        form: list[Any] = []
+
+        def run(tensors: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+            for (slots, slot), tensor in zip(self.slots, tensors, strict=True):
+                slots[slot] = tensor
+            given = iter(inputs)
+            out = function(Batch(*tmap(lambda _: next(given), (batch.data, batch.knobs, batch.noise))))
+            results: list[Tensor] = []
+            form.append(tmap(lambda x: results.append(x) or ... if isinstance(x, Tensor) else x, out))
+            return results
+
+        try:
+            inputs = list(leaves((batch.data, batch.knobs, batch.noise)))
+            results = iter(torch.vmap(run, randomness="error")(self.tensors, inputs))
+        except RuntimeError as error:
+            if name in self._proven:
+                raise
+            raise alone(self.trainers[0].agent, str(error).splitlines()[0].rstrip(".")) from error
+        finally:
+            for (slots, slot), tensor in zip(self.slots, self.tensors, strict=True):
+                slots[slot] = tensor
+        return tmap(lambda x: next(results) if x is ... else x, form[0])
+
+    def _prove(self, phase: str, totals: Tensor, batches: Sequence[Batch]) -> None:
+        """Compare a phase's first losses (K,) with those that the agents compute themselves."""
+        if phase in self._proven:
+            return
+        self._proven.add(phase)
+        with torch.no_grad():
+            own = [dict(t.agent.phases(t.clock.updates))[phase](b).total for t, b in zip(self.trainers, batches)]
+        if not torch.allclose(torch.stack(own), totals, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise alone(self.trainers[0].agent, "its loss depends on more than its tensors and the batch")
+
+
+class _Rows:
+    """The same parameter group of K agents: weights and gradients (K, P), one optimiser step for all rows."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = list(groups)
+        self.config, self.factors, self.decayed = groups[0].config, groups[0].factors, groups[0].decayed
+        self.first = list(groups[0].parameters)
+        self.flat, self.grad = _rebound(groups)
+        sizes = [p.numel() for p in self.first]
+        self.sizes = groups[0].sizes
+        k = len(groups)
+        self.leaves = [
+            part.view(k, *p.shape).detach().requires_grad_()
+            for p, part in zip(self.first, self.flat.split(sizes, 1), strict=True)
+        ]
+        self.grads = [g.view(k, *p.shape) for p, g in zip(self.first, self.grad.split(sizes, 1), strict=True)]
+        segments = [group.segments for group in groups]
+        self.optimizer = make_optimizer(segments[0], groups[0].decayed, groups[0].config)
+        self.segments: list[list[nn.Parameter]] = [list(row) for row in zip(*segments, strict=True)]  # [segment][k]
+        for group in groups:
+            for segment in group.segments:
+                self.optimizer.state[segment] = group.optimizer.state[segment]  # the very dict, if still empty
+        self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
+
+    def step(self, out: Loss, lrs: Sequence[float]) -> Tensor:
+        """Do what `Group` does in backward and step, rowwise; return the norms (K,) before clipping."""
+        gradients = torch.autograd.grad(out.total.sum(), self.leaves, allow_unused=True)
+        with torch.no_grad():
+            pairs = [(into, g) for into, g in zip(self.grads, gradients, strict=True) if g is not None]
+            torch._foreach_copy_([into for into, _ in pairs], [g for _, g in pairs])
+            norm = self._condition(out.count)
+            for lr in dict.fromkeys(lrs):
+                rows = [k for k, own in enumerate(lrs) if own == lr]
+                for settings, factor, segments in zip(
+                    self.optimizer.param_groups, self.factors, self.segments, strict=True
+                ):
+                    settings["lr"] = lr * factor
+                    settings["params"] = [segments[k] for k in rows]
+                self._step()
+            self.grad.zero_()
+        return norm
+
+    def _condition(self, count: Tensor | int) -> Tensor:
+        """Divide by the items, penalise and clip the gradients, each row by its own norm, in place; return these."""
+        config, grad = self.config, self.grad
+        grad.div_(count.unsqueeze(1) if isinstance(count, Tensor) else count)
+        if config.l1 or config.l2:
+            parts = zip(self.flat.split(self.sizes, 1), grad.split(self.sizes, 1), self.decayed, strict=True)
+            for w, g in [(w, g) for w, g, decayed in parts if decayed]:
+                g.add_(w.sign(), alpha=config.l1).add_(w, alpha=config.l2)
+        norm = torch.linalg.vector_norm(grad, dim=1)
+        if config.clip:
+            grad.mul_(torch.clamp(config.clip / (norm + 1e-6), max=1.0).unsqueeze(1))
+        elif config.clip_value:
+            grad.clamp_(-config.clip_value, config.clip_value)
+        return norm
+
+
+@torch.no_grad()
+def _rebound(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Stack the weights and the gradients of groups, (K, P) each, and make the groups' own views of the rows."""
+    k, p = len(groups), groups[0].flat.numel()
+    wide = -(-p // _ALIGNED) * _ALIGNED
+    flat, grad = (groups[0].flat.new_zeros(k, wide)[:, :p].detach() for _ in range(2))
+    for weights, gradient, group in zip(flat, grad, groups, strict=True):
+        weights.copy_(group.flat)
+        gradient.copy_(group.flat.grad)  # pyright: ignore[reportArgumentType]
+        for parameters, sizes in ((group.parameters, [p.numel() for p in group.parameters]), (group.segments, group.sizes)):
+            for own, w, g in zip(parameters, weights.split(sizes), gradient.split(sizes), strict=True):
+                own.data = w.view(own.shape)
+                own.grad = g.view(own.shape)
+        group.flat.data, group.flat.grad = weights, gradient
+    return flat, grad
+
+
+@torch.no_grad()
+def _bound(ones: Sequence[Tensor]) -> Tensor:
+    """Stack tensors of K agents, (K, ...), and make theirs views of the rows."""
+    rows = torch.stack([one.detach() for one in ones])
+    for one, row in zip(ones, rows, strict=True):
+        one.data = row
+    return rows
+
+
+def _stacked(batches: Sequence[Batch]) -> Batch:
+    """Return K batches as one with every tensor (K, ...)."""
+    parts = [(b.data, b.knobs, b.noise) for b in batches]
+    return Batch(*tmap(lambda *x: torch.stack(x), *parts))
+
+
+def _require_stackable(trainers: Sequence[Trainer]) -> None:
+    """Check what `torch.vmap` would not tell, or only in the middle of a run."""
+    agent, groups = trainers[0].agent, trainers[0].optim.groups.values()
+    if any(group.config.accumulate > 1 for group in groups):
+        raise alone(agent, "optim.accumulate is above 1")
+    if any(group.config.precision != "fp32" for group in groups):
+        raise alone(agent, "optim.precision is not fp32")
+    for module in agent.modules():
+        drawn = isinstance(module, _RANDOM) and module.p > 0
+        if drawn or isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RNNBase):
+            raise alone(agent, f"it has a layer {type(module).__name__}")
+
+
+def alone(agent: Agent, why: str) -> UserError:
+    """Return the error for agents that cannot be trained together."""
+    name = agent.config.name
+    return UserError(
+        f"--seeds: agent '{name}' with these settings is trained one seed at a time: {why}; expected --seed, or "
+        "benchmark.py results RECIPE --seeds A-B --jobs N"
+    )
