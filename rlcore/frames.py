@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UserError
+from rlcore.native import tensor
+from rlcore.records import minimum
 from rlcore.replay import ReplayBuffer, layout
 from rlcore.tree import leaves, tmap
 
@@ -54,6 +56,7 @@ class FrameBuffer(ReplayBuffer):
                     f"stacks of {stack} frames along their first axis"
                 )
         self._newest_frame = torch.full((num_envs,), stack - 1, device=device)  # (N,) position, of the next obs
+        self._envs = torch.arange(num_envs, device=device)  # (N,)
         super().__init__(capacity, num_envs, example | {"obs": self._newest_frame, "next_obs": ()}, device)
         self.stack = stack
         self._stack = torch.arange(1 - stack, 1, device=device)  # (k,) positions from the newest frame's
@@ -80,8 +83,8 @@ class FrameBuffer(ReplayBuffer):
         wrong = self._mismatch(obs, next_obs)  # (N,)
         self._wrong |= (wrong if valid is None else wrong & valid).any()
         slot = super().add(step | {"obs": self._newest_frame, "next_obs": ()}, valid)
-        at = self._frame_slots(self._newest_frame, self._env, self._stack)  # (N, k)
-        ahead = self._frame_slots(self._newest_frame, self._env, self._stack[-1:] + 1)  # (N, 1)
+        at = self._frame_slots(self._newest_frame, self._envs, self._stack)  # (N, k)
+        ahead = self._frame_slots(self._newest_frame, self._envs, self._stack[-1:] + 1)  # (N, 1)
         ended = step["terminated"] | step["truncated"]
         advance = 1 + self.stack * ended
         if valid is not None:
@@ -102,12 +105,13 @@ class FrameBuffer(ReplayBuffer):
         self._newest_frame += self.stack * ~self._fresh  # from behind the running episode's last frame on
         self._fresh.fill_(True)
 
-    def select(self, name: str, index: Tensor) -> Any:
-        """Return a field's tree (B, ...) at the slots ``index`` (B,): copies, observations assembled from frames."""
+    def _items(self, name: str, records: Any, at: Any) -> Any:
+        """Return a field's tree of the slots ``at``; observations are assembled from frames."""
         if name not in ("obs", "next_obs"):
-            return super().select(name, index)
-        newest = super().select("obs", index) + (name == "next_obs")
-        return self._stacks(newest, index % self.num_envs)
+            return super()._items(name, records, at)
+        newest = super()._items("obs", records, at) + (name == "next_obs")  # as at
+        stacks = self._stacks(newest.flatten(), tensor(at % self.num_envs).flatten())
+        return stacks if at.ndim == 1 else tmap(lambda x: x.view(*at.shape, *x.shape[1:]), stacks)
 
     def _stacks(self, newest: Tensor, env: Tensor) -> Any:
         """Return the stacks (B, k, ...) of environments ``env`` (B,) with newest frames at positions (B,)."""
@@ -122,7 +126,7 @@ class FrameBuffer(ReplayBuffer):
         """Return whether storing frames once would give other observations back than these, (N,) bool."""
         running = ~self._fresh
         wrong = torch.zeros_like(running)
-        for x, y, kept in zip(*map(leaves, (obs, next_obs, self._stacks(self._newest_frame, self._env))), strict=True):
+        for x, y, kept in zip(*map(leaves, (obs, next_obs, self._stacks(self._newest_frame, self._envs))), strict=True):
             wrong |= _differ(x, kept) & running
             if self.stack > 1:
                 wrong |= _differ(x[:, 1:], y[:, :-1])
@@ -130,8 +134,10 @@ class FrameBuffer(ReplayBuffer):
 
     def _inspect(self) -> None:
         """Refuse what is no stack, make room where it gets short, and choose when to look again. Waits."""
-        size = torch.minimum(self._head, self._limit)  # (N,)
-        newest, oldest = (super(FrameBuffer, self).select("obs", i) for i in (self.newest, self._oldest(size)))
+        stored = minimum(self._head, self._limit)  # (N,)
+        ends = (self._newest, self._slot(self._head - stored, self._env))
+        newest, oldest = (super(FrameBuffer, self)._items("obs", self._records.take(at), at) for at in ends)
+        size = tensor(stored)
         extra = torch.where(size > 0, newest - oldest - size + 1, 0)  # (N,) k frames per episode but the first
         if bool(self._wrong):
             raise UserError(
@@ -144,9 +150,6 @@ class FrameBuffer(ReplayBuffer):
         # A step adds k frames at most to those used.
         safe = RARELY if self._spare == self._most else (self._spare - used) // self.stack
         self._look = self._adds + min(self._adds, safe, RARELY)
-
-    def _oldest(self, size: Tensor) -> Tensor:
-        return self._slot(self._head - size, self._env)
 
     def _grow(self, spare: int) -> None:
         """Move the frames to longer rings."""

@@ -8,18 +8,26 @@ run ahead of each other. One more slot, the last, takes masked writes.
 Capacity counts transitions. Where N does not divide it there are ``ceil(capacity / N)`` rows, but environments
 from ``capacity % N`` on forget their oldest step one row earlier: a full buffer holds ``capacity`` exactly.
 
+Small fields lie side by side in one record a slot (`rlcore.records`), so that a batch is one gather; those of large
+items, such as images, are tensors of their own. On a CPU, heads and slot numbers are NumPy arrays: operators, and the
+functions of `rlcore.records`, serve both.
+
 Choosing transitions (`ReplayBuffer.draw`) and assembling them (`ReplayBuffer.gather`, `ReplayBuffer.sequences`) are
 apart: another way of choosing (`rlcore.prioritized`) brings its own index and needs no other storage.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlcore.errors import UserError
+from rlcore.native import array, tensor
+from rlcore.records import Records, find, fits, minimum, pick, where, whole
 from rlcore.tree import leaves, tmap
 from rlcore.types import Rollout, Transition
 
@@ -50,15 +58,37 @@ class ReplayBuffer:
         self.capacity, self.num_envs, self.device = capacity, num_envs, torch.device(device)
         self.rows = -(-capacity // num_envs)
         self.slots = self.rows * num_envs  # numbered from 0; slot number `slots` takes masked writes
-        self._fields = _allocate(self.slots + 1, num_envs, example, self.device)
+        self._allocate(example)
         self._extras = [name for name in example if name not in (*FIELDS, "state")]
-        self._env = torch.arange(num_envs, device=device)  # (N,)
-        self._limit = capacity // num_envs + (self._env < capacity % num_envs).long()  # (N,) most each may hold
-        self._head = torch.zeros(num_envs, dtype=torch.int64, device=device)  # (N,) transitions ever stored
-        self._scratch = torch.full((num_envs,), self.slots, device=device)  # (N,)
-        self.newest = self._scratch.clone()  # (N,) slot of each environment's latest transition
-        self._dense = capacity % num_envs == 0  # all environments hold equally many: stored slots are 0, 1, ...
+        env = torch.arange(num_envs, device=device)
+        self.newest = torch.full_like(env, self.slots)  # (N,) slot of each environment's latest transition
+        self._env, self._newest, self._scratch = array(env), array(self.newest), array(self.newest.clone())  # (N,)
+        self._limit = array(capacity // num_envs + (env < capacity % num_envs).long())  # (N,) most each may hold
+        self._head = array(torch.zeros_like(env))  # (N,) transitions ever stored
+        self._even = True  # so far every environment stored one with every step
         self._empty = True  # for all that is known without waiting for the device
+        self._powers: dict[tuple[float, int], Any] = {}
+
+    def _allocate(self, example: dict[str, Any]) -> None:
+        _check(example, self.num_envs)
+        number = iter(range(2**31))
+        self._fields = tmap(lambda _: f"{next(number)}", example)  # trees of names, of ...
+        names: Iterable[Any] = leaves(self._fields)
+        named: dict[str, Tensor] = dict(zip(names, leaves(example), strict=True))
+        slots, device = self.slots + 1, self.device
+        try:  # zeros, not empty: n-step returns read, and mask, slots never written
+            self._records = Records(slots, {k: x for k, x in named.items() if fits(x)}, device)
+            self._large = {
+                k: torch.zeros((slots, *x.shape[1:]), dtype=x.dtype, device=device)
+                for k, x in named.items()
+                if not fits(x)
+            }
+        except RuntimeError as error:
+            memory = f"{slots * sum(x[0].nbytes for x in named.values()) / 2**30:.1f} GiB on {device}"
+            raise UserError(
+                f"replay: {slots - 1} transitions need {memory}, more than there is; lower capacity"
+            ) from error
+        self._layout = layout(example)
 
     def add(self, step: dict[str, Any], valid: Tensor | None = None) -> Tensor:
         """Store one step of the N environments in place, over the oldest where a ring is full.
@@ -74,24 +104,38 @@ class ReplayBuffer:
         slot = self._slot(self._head, self._env)  # (N,)
         if valid is None:
             self._empty = False
-            self.newest.copy_(slot)
+            self._newest[:] = slot
             self._head += 1
         else:
-            self._dense = False
-            self.newest.copy_(torch.where(valid, slot, self.newest))
-            self._head += valid
-            slot = torch.where(valid, slot, self._scratch)
-        for name, storage in self._fields.items():
-            tmap(lambda into, x: into.index_copy_(0, slot, x), storage, step[name])
-        return slot
+            stored = array(valid)
+            self._even = False
+            self._newest[:] = where(stored, slot, self._newest)
+            self._head += stored
+            slot = where(stored, slot, self._scratch)
+        self._write(slot, {name: step[name] for name in self._fields})
+        return tensor(slot)
+
+    def _write(self, slot: Any, step: dict[str, Any]) -> None:
+        successive = self._even and isinstance(slot, np.ndarray)
+        at = slice(int(slot[0]), int(slot[0]) + self.num_envs) if successive else slot
+
+        def put(name: str, x: Tensor) -> None:
+            if name in self._large:
+                self._large[name].index_copy_(0, tensor(slot), x)
+            else:
+                self._records.put(at, name, x)
+
+        for name, field in self._fields.items():
+            tmap(put, field, step[name])
 
     def turnover(self, length: int = 1) -> tuple[Tensor, Tensor]:
         """Return which slots became a start and which ceased to be one with each environment's latest step, (N,) each.
 
         A start is a transition with ``length`` steps stored from it on; where fewer are stored at all, the oldest.
         """
-        start = (self._head - length).clamp_min_(0)
-        return self._slot(start, self._env), self._slot(self._head - 1 - self._limit, self._env)
+        start = (self._head - length).clip(0)
+        oldest = self._head - 1 - self._limit
+        return tensor(self._slot(start, self._env)), tensor(self._slot(oldest, self._env))
 
     def cut(self) -> None:
         """End every environment's running episode: mark its latest transition truncated.
@@ -99,7 +143,7 @@ class ReplayBuffer:
         For a source whose environments start new episodes unasked (a resume without their state): no n-step
         return may join what was stored before with what comes next.
         """
-        self._fields["truncated"].index_fill_(0, self.newest, True)
+        self._records.put(self._newest, self._fields["truncated"], torch.ones_like(self.newest, dtype=torch.bool))
 
     def check_stored(self) -> None:
         """Check that there is something to draw.
@@ -122,16 +166,16 @@ class ReplayBuffer:
             UserError: nothing was ever stored.
         """
         self.check_stored()
-        size = torch.minimum(self._head, self._limit)  # (N,)
-        starts = size if length == 1 else torch.minimum((size - (length - 1)).clamp_min_(1), size)  # (N,)
-        uniform = torch.rand(count, dtype=torch.float64, device=self.device, generator=generator)
-        nth = uniform.mul_(starts.sum()).long()  # below the sum: u <= 1 - 2**-53
-        if self._dense and length == 1:
-            return nth
+        uniform = array(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator))
+        if self._even and length == 1 and self.capacity % self.num_envs == 0:  # all stored slots are 0, 1, ...
+            return tensor(whole(uniform * (minimum(self._head[:1], self._limit[:1]) * self.num_envs)))
+        size = minimum(self._head, self._limit)  # (N,)
+        starts = size if length == 1 else minimum((size - (length - 1)).clip(1), size)  # (N,)
         end = starts.cumsum(0)
-        env = torch.searchsorted(end, nth, right=True)
-        step = (self._head - size - end + starts).index_select(0, env) + nth  # in the environment's own count
-        return self._slot(step, env)
+        nth = whole(uniform * end[-1:])  # below the sum: u <= 1 - 2**-53
+        env = find(end, nth)
+        step = pick(self._head - size - end + starts, env) + nth  # in the environment's own count
+        return tensor(self._slot(step, env))
 
     def gather(self, index: Tensor, gamma: float, n_step: int = 1) -> Transition:
         """Return the transitions that start at ``index`` (B,), each followed for at most ``n_step`` steps.
@@ -146,17 +190,23 @@ class ReplayBuffer:
         Extras are those of step t, but those named ``next_...`` belong to the successor and are those of step
         t+n-1. Every tensor is a copy: later writes and samples never change a batch.
         """
+        at = array(index)
         if n_step == 1:
-            last, reward, discount = index, self.select("reward", index), gamma
+            first = final = self._records.take(at)
+            last, reward, power = at, self._column("reward", first), np.float32(gamma)
         else:
-            last, reward, discount = self._look_ahead(index, gamma, n_step)
+            first, last, reward, power = self._look_ahead(at, gamma, n_step)
+            final = self._records.take(last)
         return Transition(
-            obs=self.select("obs", index),
-            action=self.select("action", index),
-            reward=reward,
-            discount=self.select("terminated", last).logical_not_() * discount,
-            next_obs=self.select("next_obs", last),
-            extras={name: self.select(name, last if name.startswith("next_") else index) for name in self._extras},
+            obs=self._items("obs", first, at),
+            action=self._items("action", first, at),
+            reward=tensor(reward),
+            discount=tensor(~self._column("terminated", final) * power),
+            next_obs=self._items("next_obs", final, last),
+            extras={
+                name: self._items(name, *((final, last) if name.startswith("next_") else (first, at)))
+                for name in self._extras
+            },
         )
 
     def sequences(self, index: Tensor, length: int) -> Rollout:
@@ -166,65 +216,83 @@ class ReplayBuffer:
         on ``valid`` is False and the latest step is repeated. ``state`` is the stored one before the first step,
         (B, ...), or (). Every tensor is a copy.
         """
-        ahead = torch.arange(length, device=self.device)[:, None]  # (L, 1)
-        left = (self.newest.index_select(0, index % self.num_envs) - index) // self.num_envs % self.rows  # (B,)
-        slot = (index + torch.minimum(ahead, left) * self.num_envs).remainder_(self.slots)  # (L, B)
-        flat = slot.view(-1)
-
-        def select(name: str) -> Any:
-            return tmap(lambda x: x.view(*slot.shape, *x.shape[1:]), self.select(name, flat))
-
+        at = array(index)
+        ahead = array(torch.arange(length, device=self.device))[:, None]  # (L, 1)
+        left = (pick(self._newest, at % self.num_envs) - at) // self.num_envs % self.rows  # (B,)
+        slot = (at + minimum(ahead, left) * self.num_envs) % self.slots  # (L, B)
+        records = self._records.take(slot)
         return Rollout(
-            **{name: select(name) for name in FIELDS},
-            valid=ahead <= left,
+            **{name: self._items(name, records, slot) for name in FIELDS},
+            valid=tensor(ahead <= left),
             act={},
-            extras={name: select(name) for name in self._extras},
-            state=self.select("state", index) if "state" in self._fields else (),
+            extras={name: self._items(name, records, slot) for name in self._extras},
+            state=self._items("state", records[0], at) if "state" in self._fields else (),
         )
 
     def select(self, name: str, index: Tensor) -> Any:
         """Return a field's tree (B, ...) at the slots ``index`` (B,): copies."""
-        return tmap(lambda x: x.index_select(0, index), self._fields[name])
+        at = array(index)
+        return self._items(name, self._records.take(at), at)
+
+    def _items(self, name: str, records: Any, at: Any) -> Any:
+        """Return a field's tree of the slots ``at``, whose records are at hand."""
+
+        def items(key: str) -> Tensor:
+            if key in self._large:
+                large = self._large[key]
+                return large.index_select(0, tensor(at).view(-1)).view(*at.shape, *large.shape[1:])
+            return tensor(self._records.column(records, key))
+
+        field = self._fields[name]
+        return items(field) if isinstance(field, str) else tmap(items, field)
+
+    def _column(self, name: str, records: Any) -> Any:
+        return self._records.column(records, self._fields[name])
 
     def _slot(self, step: Tensor, env: Tensor) -> Tensor:
         """Return the slots of steps in the environments' own counts."""
         return step % self.rows * self.num_envs + env
 
-    def _look_ahead(self, index: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the last slot, the discounted sum of rewards and gamma**n of each return, each (B,)."""
-        ahead = torch.arange(n_step, device=self.device)  # (n,)
-        slot = (index[:, None] + ahead * self.num_envs).remainder_(self.slots)  # (B, n)
-        flat = slot.view(-1)
-        stop = slot == self.newest.index_select(0, index % self.num_envs)[:, None]
-        for name in ("terminated", "truncated"):
-            stop.view(-1).logical_or_(self.select(name, flat))
-        stop.select(1, -1).fill_(True)
-        last = stop.view(torch.uint8).argmax(1, keepdim=True)  # (B, 1): the first True
-        power = (gamma ** ahead.double()).float()  # (n,)
-        reward = self.select("reward", flat).view_as(slot) * power
-        reward = reward.masked_fill_(ahead > last, 0.0).sum(1)
-        return slot.gather(1, last).squeeze(1), reward, power.index_select(0, last.squeeze(1)) * gamma
+    def _look_ahead(self, at: Any, gamma: float, n_step: int) -> tuple[Any, Any, Any, Any]:
+        """Return the first record, the last slot, the discounted sum of rewards and gamma**n of each return, (B,)."""
+        if (gamma, n_step) not in self._powers:
+            ahead = torch.arange(n_step + 1, device=self.device)
+            self._powers[gamma, n_step] = array(ahead * self.num_envs), array((gamma ** ahead.double()).float())
+        ahead, power = self._powers[gamma, n_step]  # (n + 1,) each
+        slot = (at + ahead[:-1, None]) % self.slots  # (n, B)
+        steps = self._records.take(slot)
+        stop = self._column("terminated", steps) | self._column("truncated", steps)
+        stop |= slot == pick(self._newest, at % self.num_envs)
+        for k in range(1, n_step):
+            stop[k] |= stop[k - 1]
+        goes_on = ~stop[:-1]  # (n - 1, B): beyond step 0, 1, ...
+        rewards = self._column("reward", steps) * power[:-1, None]
+        reward = rewards[0] + where(goes_on, rewards[1:], 0.0).sum(0)
+        beyond = goes_on.sum(0)  # (B,) steps after the first
+        return steps[0], (at + pick(ahead, beyond)) % self.slots, reward, pick(power, beyond + 1)
 
     def __len__(self) -> int:
         """Return the number of transitions stored. Waits for the device: for use between iterations only."""
-        return int(torch.minimum(self._head, self._limit).sum())
+        return int(minimum(self._head, self._limit).sum())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        own = (self._env, self._limit, self._head, self._scratch, self.newest)
-        return sum(x.nbytes for x in own) + sum(x.nbytes for x in leaves(self._fields))
+        own = (self._env, self._limit, self._head, self._scratch, self._newest, self._records.data)
+        return sum(x.nbytes for x in (*own, *self._large.values()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return numbers, the heads and the written rows of every field: views, to be saved before the next add."""
+        """Return numbers, the heads and the written rows: views, to be saved before the next add."""
         written = min(int(self._head.max()), self.rows) * self.num_envs
         return {
             "capacity": self.capacity,
             "num_envs": self.num_envs,
-            "dense": int(self._dense),
-            "head": self._head,
+            "fields": self._layout,
+            "even": int(self._even),
+            "head": tensor(self._head),
             "newest": self.newest,
-            "fields": tmap(lambda x: x[:written], self._fields),
+            "records": self._records.data[:written],
+            "large": {name: x[:written] for name, x in self._large.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,32 +301,24 @@ class ReplayBuffer:
         Raises:
             UserError: the state is of a buffer with another capacity, number of environments or set of fields.
         """
-        saved = {"capacity": state["capacity"], "num_envs": state["num_envs"], "fields": layout(state["fields"])}
-        own = {"capacity": self.capacity, "num_envs": self.num_envs, "fields": layout(self._fields)}
-        for name, value in own.items():
-            if saved[name] != value:
-                raise UserError(f"replay: the saved buffer has {name} {saved[name]}; expected {value}")
-        self._dense = bool(state["dense"])
-        self._head.copy_(state["head"])
+        for name, value in {"capacity": self.capacity, "num_envs": self.num_envs, "fields": self._layout}.items():
+            if state[name] != value:
+                raise UserError(f"replay: the saved buffer has {name} {state[name]}; expected {value}")
+        self._even = bool(state["even"])
+        tensor(self._head).copy_(state["head"])
         self.newest.copy_(state["newest"])
         self._empty = not bool(self._head.any())
-        tmap(lambda into, x: into[: len(x)].copy_(x), self._fields, state["fields"])
+        own = {"records": self._records.data, "large": self._large}
+        tmap(lambda into, x: into[: len(x)].copy_(x), own, {name: state[name] for name in own})
 
 
-def _allocate(slots: int, num_envs: int, example: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _check(example: dict[str, Any], num_envs: int) -> None:
     if missing := [name for name in FIELDS if name not in example]:
         raise UserError(f"replay: the example lacks '{missing[0]}'; expected {', '.join(FIELDS)}")
-    size = 0
     for name, field in example.items():
         for x in leaves(field):
             if x.shape[:1] != (num_envs,):
                 raise UserError(f"replay: '{name}' has shape {tuple(x.shape)}; expected ({num_envs}, ...)")
-            size += slots * x[0].nbytes
-    try:  # zeros, not empty: n-step returns read, and mask, slots never written
-        return tmap(lambda x: torch.zeros((slots, *x.shape[1:]), dtype=x.dtype, device=device), example)
-    except RuntimeError as error:
-        memory = f"{size / 2**30:.1f} GiB on {device}"
-        raise UserError(f"replay: {slots - 1} transitions need {memory}, more than there is; lower capacity") from error
 
 
 def layout(fields: Any) -> Any:
@@ -270,7 +330,16 @@ def split(data: Transition, index: Tensor, batches: int) -> list[tuple[Transitio
     """Cut one gather of items and their slots into that many batches: views of it, disjoint, never written again."""
     if batches == 1:
         return [(data, index)]
-    fields = {name: value for name, value in data._asdict().items() if value is not None}
-    parts = tmap(lambda x: x.view(batches, -1, *x.shape[1:]).unbind(), fields)
-    rows = [tmap(lambda _, part, i=i: part[i], fields, parts) for i in range(batches)]
-    return list(zip((Transition(**row) for row in rows), index.view(batches, -1).unbind(), strict=True))
+
+    def rows(tree: Any) -> Sequence[Any]:
+        if isinstance(tree, Tensor):
+            return tree.view(batches, -1, *tree.shape[1:]).unbind()
+        if isinstance(tree, dict):
+            parts = zip(*map(rows, tree.values()), strict=True)
+            return [dict(zip(tree, part, strict=True)) for part in parts] if tree else [{}] * batches
+        if isinstance(tree, tuple):
+            return list(zip(*map(rows, tree), strict=True)) if tree else [()] * batches
+        return [None] * batches
+
+    parts = zip(*map(rows, data), strict=True)
+    return [(Transition(*part), at) for part, at in zip(parts, rows(index), strict=True)]

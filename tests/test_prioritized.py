@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from test_replay import Environments, NoSync, Reference, example, fields, generator
+from test_replay import Environments, NoSync, Reference, example, fields, generator, tensors_only  # noqa: F401
 
 from agents.configs.value import DQNConfig
 from agents.dqn import DQN
@@ -22,7 +22,7 @@ from rlcore import config as configs
 from rlcore.clock import Clock
 from rlcore.config import NetworkConfig, ReplayConfig
 from rlcore.errors import UserError
-from rlcore.prioritized import BELOW_ONE, EPSILON, Masses, Prioritized
+from rlcore.prioritized import BELOW_ONE, BLOCK, EPSILON, Masses, Prioritized
 from rlcore.replay import ReplayBuffer
 from rlcore.sources import Replay
 from rlcore.testing import check_agent
@@ -49,6 +49,15 @@ def test_the_inverse_distribution_worked_by_hand() -> None:
     assert mass.tolist() == [1, 1, 2, 2, 1]
 
 
+def check_sums(masses: Masses) -> None:
+    """Every number is the sum of the block below it, bit for bit."""
+    below, *above = masses.tensors().values()
+    for sums in above:
+        assert torch.equal(sums, torch.from_numpy(below.numpy().reshape(-1, BLOCK).sum(1))[: len(sums)])
+        assert len(below) <= BLOCK * len(sums)
+        below = sums
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     n=st.integers(1, 300),
@@ -64,8 +73,8 @@ def test_slots_without_mass_are_never_drawn_and_sums_are_exact(n: int, seed: int
         value = np.where(rng.random(len(index)) < stored, 10 ** rng.uniform(-span, span, len(index)), 0.0)
         masses.set(torch.from_numpy(index), torch.from_numpy(value))
         plain[index] = value
-    assert np.array_equal(masses.mass.view(-1)[:n].numpy(), plain)
-    assert torch.equal(masses.sums, masses.mass.sum(1))
+    assert np.array_equal(masses.mass[:n].numpy(), plain)
+    check_sums(masses)
     if not plain.any():
         return
     # Every edge between two slots, a rounding below and above it, and both ends of [0, 1).
@@ -85,9 +94,11 @@ def test_sums_stay_right_after_ten_million_updates() -> None:
     for _ in range(2_000):
         index = torch.from_numpy(rng.integers(0, 10_000, 5_000))
         masses.set(index, torch.from_numpy(10 ** rng.uniform(-9, 9, 5_000)))
-    assert torch.equal(masses.sums, masses.mass.sum(1))
+    check_sums(masses)
     masses.set(torch.arange(10_000), torch.full((10_000,), 1e-9, dtype=torch.float64))
-    assert masses.sums.sum().item() == pytest.approx(1e-5, rel=1e-12), "nothing is left of what was large"
+    assert list(masses.tensors().values())[-1].sum().item() == pytest.approx(1e-5, rel=1e-12), (
+        "nothing is left of what was large"
+    )
 
 
 def filled(capacity: int, n: int, steps: int, alpha: float = 1.0, fake: float = 0.0, length: int = 1) -> Any:
@@ -145,15 +156,15 @@ def test_full_correction_makes_the_mean_unbiased() -> None:
 
 def test_new_items_get_the_largest_priority_so_far() -> None:
     buffer, chosen, envs = filled(4, 1, 2)
-    assert chosen.masses.mass.view(-1)[:4].tolist() == [1, 1, 0, 0], "the first ones get 1"
+    assert chosen.masses.mass[:4].tolist() == [1, 1, 0, 0], "the first ones get 1"
     chosen.update(torch.tensor([0]), torch.tensor([7.0]))
     chosen.update(torch.tensor([0]), torch.tensor([0.5]))
     for _ in range(3):
         chosen.add(buffer.add(fields(envs.step())[0]))
     largest = 7 + EPSILON
-    assert chosen.masses.mass.view(-1)[:4].tolist() == pytest.approx([largest, 1, largest, largest])
+    assert chosen.masses.mass[:4].tolist() == pytest.approx([largest, 1, largest, largest])
     chosen.update(torch.tensor([1]), torch.tensor([0.0]))
-    assert chosen.masses.mass.view(-1)[1] == EPSILON, "a vanishing error leaves a chance"
+    assert chosen.masses.mass[1] == EPSILON, "a vanishing error leaves a chance"
 
 
 @settings(max_examples=80, deadline=None)
@@ -180,8 +191,8 @@ def test_exactly_what_is_stored_and_long_enough_has_mass(
         step, valid = fields(rows)
         chosen.add(buffer.add(step, valid if fake else None))
     starts = {row[0] for ring in reference.rings for row in ring[: max(1, len(ring) - length + 1)]}
-    massive = chosen.masses.mass.view(-1).nonzero()[:, 0]
-    assert chosen.masses.mass.view(-1)[massive].unique().tolist() in ([], [1.0])
+    massive = chosen.masses.mass.nonzero()[:, 0]
+    assert chosen.masses.mass[massive].unique().tolist() in ([], [1.0])
     tags = buffer.select("obs", massive)["tag"]
     assert len(tags) == len(starts)
     assert {tuple(tag) for tag in tags.tolist()} == starts
@@ -190,7 +201,7 @@ def test_exactly_what_is_stored_and_long_enough_has_mass(
         assert {tuple(tag) for tag in drawn.tolist()} == starts, "the uniform choice has the same starts"
 
 
-def test_nothing_waits_for_the_device() -> None:
+def test_nothing_waits_for_the_device(tensors_only: None) -> None:  # noqa: F811
     buffer, chosen, envs = filled(23, 4, 9, fake=0.3)
     step, valid = fields(envs.step())
     chosen.draw(8, generator(), 0.5)
@@ -214,7 +225,7 @@ def test_an_empty_buffer_and_broken_priorities() -> None:
 def test_a_priority_that_roundings_put_below_zero_counts_as_zero() -> None:
     _, chosen, _ = filled(8, 4, 2, alpha=0.6)
     chosen.update(torch.arange(3), torch.tensor([-3e-6, 0.0, float("nan")]))
-    mass = chosen.masses.mass.view(-1)
+    mass = chosen.masses.mass
     assert mass[0] == mass[1] == EPSILON**0.6
     assert math.isnan(chosen.statistics()["priority"]), "what is not a number is shown"
 

@@ -22,6 +22,8 @@ from rlcore.sources.base import Acting
 from rlcore.types import Batch, Loss
 from rlcore.vector import VectorEnv
 
+CHUNK = 4096  # items gathered at once: what is gathered, and what it takes, should stay in a cache
+
 
 class Replay(Acting):
     """Act, store, sample. The ratio of updates to frames is the configured one for any number of environments.
@@ -77,24 +79,33 @@ class Replay(Acting):
 
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for an iteration's frames, then yield the updates that have come due."""
-        config = self.config
+        self._begin(agent, clock)
+        for acted in self.act(agent, clock, self.steps, random_until=self.config.learning_starts):
+            self._keep(agent, acted)
+        yield from self._due(agent, clock)
+
+    def _begin(self, agent: Agent, clock: Clock) -> None:
         self._check(agent)  # it may be another than the source was built with
-        knobs = self.annealed(agent, clock)
+        self.annealed(agent, clock)
         if self._lost:  # fill the new buffer before learning from it
-            self.starts, self.updates, self._lost = clock.frames + config.learning_starts, 0, False
-        for _ in range(self.steps):
-            acted = self.act(agent, clock, random=clock.frames < config.learning_starts)
-            self._store(acted)
-            agent.observe(acted.obs, None if self.env.always_valid else acted.step.valid)
+            self.starts, self.updates, self._lost = clock.frames + self.config.learning_starts, 0, False
+
+    def _keep(self, agent: Agent, acted: Acted) -> None:
+        self._store(acted)
+        agent.observe(acted.obs, None if self.env.always_valid else acted.step.valid)
+
+    def _due(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
+        """Yield the updates that have come due."""
+        config = self.config
         self.beta = config.beta(clock.progress)
         due = int(config.updates_per_frame * max(0, clock.frames - self.starts)) - self.updates
         while due > 0:
             # Neither contents nor, where it is uniform, the choice change before the next step, so several batches
-            # come from one gather. Sequences are large enough alone.
-            chunk = 1 if self.prioritized or self.sequence else min(due, 64)
+            # come from one gather. Sequences are large enough alone, and so are a few thousand items.
+            chunk = 1 if self.prioritized or self.sequence else min(due, max(1, CHUNK // self.batch_size))
             for data, index in self._sample(agent, chunk):
                 self.updates += 1
-                yield Batch(data, knobs, agent.noise("loss", self.batch_size, self.rng), index)
+                yield Batch(data, self.knobs, agent.noise("loss", self.batch_size, self.rng), index)
             due -= chunk
 
     def _check(self, agent: Agent) -> None:
