@@ -15,10 +15,11 @@ from rlcore.errors import UserError
 from rlcore.make import make_env
 from rlcore.optim import Optim
 from rlcore.seeding import derive
-from rlcore.sources import Dataset, Replay, Rollout, Source
+from rlcore.sources import Dataset, OverlappedReplay, OverlappedRollout, Replay, Rollout, Source
 from rlcore.trainer import Trainer
 from rlcore.types import Spec
 from rlcore.vector import Split, VectorEnv
+from rlcore.worker_env import WorkerEnv
 
 
 def device(name: str) -> torch.device:
@@ -79,10 +80,16 @@ def source(config: Config[Any], train_env: VectorEnv, learner: Agent) -> Source:
     """Build the source of batches for an agent, whose discount and n-step recorded data are assembled with."""
     kind = config.source
     if isinstance(kind, ReplayConfig):
+        if kind.overlap:
+            return OverlappedReplay(_stepped_elsewhere(train_env), kind, config.seed, config.checkpoint.buffer, learner)
+        _in_order(train_env)
         return Replay(train_env, kind, config.seed, config.checkpoint.buffer, learner)
     if isinstance(kind, RolloutConfig):
         if learner.n_step != 1:
             raise UserError(f"agent.n_step: got {learner.n_step}, expected 1 with source.name=rollout")
+        _in_order(train_env)
+        if kind.overlap:
+            return OverlappedRollout(_stepped_elsewhere(train_env), kind, config.seed)
         return Rollout(train_env, kind, config.seed)
     assert isinstance(kind, DatasetConfig)
     name = config.agent.name
@@ -98,6 +105,17 @@ def source(config: Config[Any], train_env: VectorEnv, learner: Agent) -> Source:
     return Dataset(train_env, kind, config.seed, data)
 
 
+def _stepped_elsewhere(train_env: VectorEnv) -> WorkerEnv:
+    if not isinstance(train_env, WorkerEnv):
+        raise UserError("source.overlap: got true, expected false where env.workers is 0: nobody would step meanwhile")
+    return train_env
+
+
+def _in_order(train_env: VectorEnv) -> None:
+    if isinstance(train_env, WorkerEnv) and train_env.order != "fixed":
+        raise UserError(f"env.order: got {train_env.order}, expected fixed but with source.name=replay and its overlap")
+
+
 def trainer(config: Config[Any]) -> Trainer:
     """Build everything but the callbacks."""
     torch.set_num_threads(config.threads)
@@ -107,7 +125,8 @@ def trainer(config: Config[Any]) -> Trainer:
         config.source, DatasetConfig
     ):  # labelled data are shared by batches, and no environment is stepped
         wanted = distributed.shared(wanted, "env.num_envs")
-    train_env = env(config.env, config.device, num_envs=wanted)
+    chosen = config.env
+    train_env = env(chosen, config.device, num_envs=wanted, workers=chosen.workers, order=chosen.order)
     built = agent(config, train_env.spec)
     budget = config.budget
     return Trainer(

@@ -23,6 +23,8 @@ from rlcore.fields import Model, explain, flatten
 from rlcore.schedules import Annealed, Schedule
 from rlcore.training_config import EvalConfig, OptimConfig, StopConfig
 
+Order = Literal["fixed", "arrival"]
+
 
 class EnvConfig(Model):
     """The environment."""
@@ -31,6 +33,10 @@ class EnvConfig(Model):
     num_envs: int = Field(default=8, ge=1, description="environments stepped together")
     backend: Literal["auto", "native", "sync", "async", "vector"] = Field(
         default="auto", description="auto: native where registered and no wrappers are asked, else sync"
+    )
+    workers: int = Field(default=0, ge=0, description="processes that step the environments, each its share; 0: none")
+    order: Order = Field(
+        default="fixed", description="of workers' results; arrival: whoever is ready first, faster, never repeatable"
     )
     kwargs: dict[str, Any] = Field(default={}, description="keywords of the environment, as env.kwargs.NAME")
     wrappers: list[dict[str, Any]] = Field(
@@ -88,6 +94,7 @@ class ReplayConfig(Model):
         default=0, ge=0, description="observations are stacks of so many frames, each kept once; 0: kept as they are"
     )
     reward: Reward = REWARD
+    overlap: bool = Field(default=False, description="learn while env.workers step: updates see one step less")
 
 
 class RolloutConfig(Model):
@@ -98,6 +105,9 @@ class RolloutConfig(Model):
     epochs: int = Field(default=1, ge=1, description="passes over each rollout")
     minibatches: int = Field(default=1, ge=1, description="updates per pass")
     reward: Reward = REWARD
+    overlap: bool = Field(
+        default=False, description="learn while env.workers step: the policy that acts is one iteration older"
+    )
 
 
 class DatasetConfig(Model):

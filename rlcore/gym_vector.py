@@ -134,6 +134,8 @@ class GymVector(VectorEnv):
             UserError: a natively vectorised environment was given seeds that are not consecutive, or a mask.
         """
         flags = None if mask is None else mask.cpu().numpy()
+        if flags is not None and not flags.any():  # none of these, of another process perhaps
+            return self._obs, {} if self._mask is None else {"action_mask": self._mask}
         if flags is None:
             self._ended[:] = False
         else:

@@ -17,10 +17,12 @@ from gymnasium.envs.registration import load_env_creator
 
 from rlcore import minatar, registry
 from rlcore.capture import Captured
+from rlcore.config import Order
 from rlcore.errors import UserError, nearest
 from rlcore.gym_vector import MODES, GymVector
 from rlcore.native import check_arguments
 from rlcore.vector import Autoreset, Split, VectorEnv
+from rlcore.worker_env import WorkerEnv
 
 Backend = Literal["auto", "native", "sync", "async", "vector"]
 
@@ -37,6 +39,8 @@ def make_env(
     autoreset: Autoreset = "same_step",
     render_mode: str | None = None,
     extras: Sequence[str] = (),
+    workers: int = 0,
+    order: Order = "fixed",
 ) -> VectorEnv:
     """Build N environments.
 
@@ -54,14 +58,22 @@ def make_env(
         autoreset: "same_step", "next_step" or "disabled".
         render_mode: "rgb_array" or "human", where the environment can.
         extras: info keys to pass on as `Step.extras`: "is_success".
+        workers: processes that step them, each its share one by one; 0: none. Backends "auto" and "sync" only.
+        order: of workers' results, see `rlcore.worker_env.WorkerEnv`.
 
     Raises:
         UserError: an unknown id, wrapper or keyword, a missing package, or a combination that does not exist.
     """
     check_arguments(num_envs, autoreset)
+    if workers and backend not in ("auto", "sync"):
+        raise UserError(f"env.workers: got {workers}, expected 0 with backend '{backend}'; workers step one by one")
+    if order == "arrival" and not workers:
+        raise UserError("env.order: got arrival, expected fixed where env.workers is 0")
     options = kwargs if render_mode is None else kwargs | {"render_mode": render_mode}
     native = env_id in registry.names("envs")
     if backend == "native" or (backend == "auto" and native and not (wrappers and _known(env_id))):
+        if workers:
+            raise UserError(f"env.workers: got {workers}, expected 0: '{env_id}' is native, stepped as one batch")
         cls = _native(env_id, options, wrappers)
         return cls(num_envs, device=device, split=split, autoreset=autoreset, **options)
     if backend not in ("auto", "sync", "async", "vector"):
@@ -71,10 +83,11 @@ def make_env(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium warns of old versions and of lost precision in spaces
         if backend == "vector":
-            vector = _vector(env_id, num_envs, options, wrappers, autoreset)
-        else:
-            vector = _one_by_one(_Builder(env_id, options, wrappers), num_envs, backend == "async", autoreset)
-        return GymVector(vector, device, extras, split)
+            return GymVector(_vector(env_id, num_envs, options, wrappers, autoreset), device, extras, split)
+        build = _Builder(env_id, options, wrappers)
+        if workers:
+            return WorkerEnv(_Share(build, autoreset, extras, split), num_envs, workers, device, order)
+        return GymVector(_one_by_one(build, num_envs, backend == "async", autoreset), device, extras, split)
 
 
 def _native(env_id: str, options: dict[str, Any], wrappers: Sequence[dict[str, Any]]) -> Callable[..., VectorEnv]:
@@ -109,10 +122,32 @@ class _Builder:
         return env
 
 
-def _one_by_one(build: _Builder, num_envs: int, in_processes: bool, autoreset: Autoreset) -> Any:
+class _Share:
+    """Builds a worker's share of the environments, which its process need not know by name."""
+
+    def __init__(self, build: _Builder, autoreset: Autoreset, extras: Sequence[str], split: Split) -> None:
+        self.build, self.extras = build, extras
+        self.autoreset: Autoreset = autoreset
+        self.split: Split = split
+        self.spec = gym.spec(build.env_id)
+        self.wrappers = {name: _wrapper(name) for name, _ in build.wrappers if name in registry.names("wrappers")}
+
+    def __call__(self, num_envs: int, first: bool) -> VectorEnv:
+        if not _known(self.build.env_id):
+            gym.registry[self.spec.id] = self.spec
+        for name, target in self.wrappers.items():
+            if name not in registry.names("wrappers"):
+                registry.register("wrappers", name, target)
+        return GymVector(
+            _one_by_one(self.build, num_envs, False, self.autoreset, first), "cpu", self.extras, self.split
+        )
+
+
+def _one_by_one(build: _Builder, num_envs: int, in_processes: bool, autoreset: Autoreset, first: bool = True) -> Any:
+    """Return gymnasium's vector environment; ``first``: its environment 0 tests what is captured."""
     cls = gym.vector.AsyncVectorEnv if in_processes else gym.vector.SyncVectorEnv
     mode = {ours: theirs for theirs, ours in MODES.items()}[autoreset]
-    envs = [Captured(build, verify=i == 0) for i in range(num_envs)]
+    envs = [Captured(build, verify=first and i == 0) for i in range(num_envs)]
     return _attempt(build.env_id, build.kwargs, lambda: cls(envs, copy=False, autoreset_mode=mode))
 
 

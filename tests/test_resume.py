@@ -124,6 +124,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "supervised-full-batch": ("line", {"budget.frames": 60000, "source.batch_size": 0, "checkpoint.every": 2000}),
     "ppo-native": ("cartpole_ppo", {**POLICY, "budget.frames": 4000, "agent.target_kl": 0.02}),
+    "ppo-overlap": (
+        "cartpole_ppo",
+        {**POLICY, "budget.frames": 4000, "env.backend": "sync", "env.workers": 2, "source.overlap": True},
+    ),
+    "dqn-overlap": (
+        "cartpole_dqn",
+        {**REPLAY, "budget.frames": 2000, "env.backend": "sync", "env.workers": 2, "source.overlap": True},
+    ),
     "ppo-mujoco": (
         "pendulum_ppo",
         {**POLICY, "budget.frames": 3000, "env.id": "InvertedPendulum-v5", "env.num_envs": 2},

@@ -2,7 +2,8 @@
 
 from rlcore.sources.base import Acting, Source
 from rlcore.sources.dataset import Dataset
+from rlcore.sources.overlap import OverlappedReplay, OverlappedRollout
 from rlcore.sources.replay import Replay
 from rlcore.sources.rollout import Rollout
 
-__all__ = ["Acting", "Dataset", "Replay", "Rollout", "Source"]
+__all__ = ["Acting", "Dataset", "OverlappedReplay", "OverlappedRollout", "Replay", "Rollout", "Source"]

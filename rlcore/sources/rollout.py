@@ -35,11 +35,20 @@ class Rollout(Acting):
 
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for the horizon, then yield every epoch's minibatches."""
-        knobs = self.annealed(agent, clock)
-        rollout = _stack([self.act(agent, clock) for _ in range(self.config.horizon)])
+        self.annealed(agent, clock)
+        rollout, data = self.gather(agent, clock)
+        yield from self.learn(agent, rollout, data)
+
+    def gather(self, agent: Agent, clock: Clock) -> tuple[RolloutData, Any]:
+        """Act for the horizon; return what happened, (T, N, ...), and the items made of it."""
+        rollout = _stack(list(self.act(agent, clock, self.config.horizon)))
         with torch.no_grad():
-            data = agent.prepare(rollout)
-            valid = rollout.valid.flatten()
+            return rollout, agent.prepare(rollout)
+
+    def learn(self, agent: Agent, rollout: RolloutData, data: Any) -> Iterator[Batch]:
+        """Yield every epoch's minibatches of a rollout's items."""
+        valid = rollout.valid.flatten()
+        with torch.no_grad():
             agent.observe(tmap(lambda x: x.flatten(0, 1), rollout.obs), valid)
         count = len(next(leaves(data)))
         if self.config.minibatches > count:
@@ -56,7 +65,7 @@ class Rollout(Acting):
                     continue
                 index = index if counts else order.new_zeros(1)
                 items = agent.minibatch(tmap(lambda x, i=index: x.index_select(0, i), data))
-                yield Batch(items, knobs, agent.noise("loss", len(index), self.rng), counts=counts)
+                yield Batch(items, self.knobs, agent.noise("loss", len(index), self.rng), counts=counts)
                 if self.stopped:
                     return
 
