@@ -18,7 +18,7 @@ apart: another way of choosing (`rlcore.prioritized`) brings its own index and n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,8 +73,8 @@ class ReplayBuffer:
         _check(example, self.num_envs)
         number = iter(range(2**31))
         self._fields = tmap(lambda _: f"{next(number)}", example)  # trees of names, of ...
-        names: Iterable[Any] = leaves(self._fields)
-        named: dict[str, Tensor] = dict(zip(names, leaves(example), strict=True))
+        named: dict[str, Tensor] = {}
+        tmap(named.__setitem__, self._fields, example)
         slots, device = self.slots + 1, self.device
         try:  # zeros, not empty: n-step returns read, and mask, slots never written
             self._records = Records(slots, {k: x for k, x in named.items() if fits(x)}, device)
