@@ -21,6 +21,7 @@ from rlcore.cli import Parser, guarded, positive
 from rlcore.config import Config, DatasetConfig
 from rlcore.errors import UserError, nearest, note
 from rlcore.optim import FUSED, OPTIMIZERS
+from rlcore.speed import command as speed
 from rlcore.trainer import Trainer
 
 
@@ -165,7 +166,7 @@ def _train(wanted: study.Set, every: list[study.Job], options: argparse.Namespac
 def main(arguments: list[str]) -> None:
     """Measure."""
     parser = Parser("Benchmarks. Run them with nothing else running on the machine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results|speed")
     host = commands.add_parser(
         "hosting",
         help="the Trainer against a bare loop",
@@ -191,7 +192,11 @@ def main(arguments: list[str]) -> None:
     many.add_argument("--again", action="store_true", help="train runs anew whose settings are not the set's")
     many.add_argument("--report-only", action="store_true", help="train nothing")
     many.json()
+    speed.add(commands)
     options = parser.read(arguments)
+    if options.command == "speed":
+        speed.run(options)
+        return
     if options.command == "hosting":
         for recipe in options.recipes:
             result = hosting(recipe, options.updates, options.pairs)
