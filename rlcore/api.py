@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from rlcore import build, checkpoint, distributed, recorded, runs
+from rlcore import build, checkpoint, compiling, distributed, recorded, runs
 from rlcore import config as configs
 from rlcore.callbacks import Checkpoint, Evaluate, Log, Stop, Write
 from rlcore.config import Config
 from rlcore.errors import Diverged, UserError
 from rlcore.evaluation import evaluate as play_and_score
+from rlcore.guards import interruptible, memory
 from rlcore.logger import Logger
 from rlcore.progress import Progress
 from rlcore.resuming import resumed, started_from
@@ -64,12 +63,33 @@ def train(
 
 def _train(recipe: Any, out: str | Path | None, resume: bool, quiet: bool, overrides: Mapping[str, Any]) -> Run:
     """Prepare a run's folder, or find it, and train in it."""
+    with opened(recipe, out, resume, overrides) as begun:
+        with Progress(begun.config.budget.frames, quiet=quiet or distributed.rank() > 0) as progress:
+            with fitting(begun, progress) as finish:
+                with interruptible(begun.trainer):
+                    begun.trainer.fit()
+                return finish()
+
+
+class Begun(NamedTuple):
+    """A run whose parts are built and whose folder is held."""
+
+    trainer: Trainer
+    config: Config[Any]
+    folder: Path
+    saved: checkpoint.Checkpoint | None  # where it goes on from
+
+
+@contextlib.contextmanager
+def opened(recipe: Any, out: str | Path | None, resume: bool, overrides: Mapping[str, Any]) -> Iterator[Begun]:
+    """Prepare a run, or find it, and hold its folder."""
     if resume:
         folder, config, saved = resumed(recipe, out, overrides)
     else:
         folder, saved = None, None
         config = started_from(configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides)))
-    with _memory():
+        config = compiling.resolved(config)
+    with memory():
         trainer = build.trainer(config)
     try:
         if config.init and saved is None:
@@ -78,13 +98,10 @@ def _train(recipe: Any, out: str | Path | None, resume: bool, quiet: bool, overr
             trainer.agent.start_from(weights, config.init)
         _require_space(trainer, config, folder or Path(out or "runs"))
         folder = distributed.first(lambda: folder or runs.create(out, config))
-        with _writer(folder), Progress(config.budget.frames, quiet=quiet or distributed.rank() > 0) as progress:
+        with _writer(folder):
             if not distributed.rank():
                 runs.write(folder, config)
-                progress.message(f"run: {folder}")
-                if text := _save_data_reports(trainer, folder):
-                    progress.message(text)
-            return _fit(trainer, config, folder, saved, progress)
+            yield Begun(trainer, config, folder, saved)
     finally:
         trainer.source.env.close()
 
@@ -94,10 +111,13 @@ def _writer(folder: Path) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if distributed.rank() else runs.locked(folder)
 
 
-def _fit(
-    trainer: Trainer, config: Config[Any], folder: Path, saved: checkpoint.Checkpoint | None, progress: Progress
-) -> Run:
-    """Train to the end of the budget, then evaluate and write result.json."""
+@contextlib.contextmanager
+def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
+    """Prepare a run to be fitted; what is yielded then evaluates it and writes result.json, as an error does, too."""
+    trainer, config, folder, saved = begun
+    progress.message(f"run: {folder}")
+    if not distributed.rank() and (text := _save_data_reports(trainer, folder)):
+        progress.message(text)
     checkpoints = folder / "checkpoints"
     logger = None if distributed.rank() else Logger(folder, resume_frames=saved.frames if saved else None)
     evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
@@ -115,12 +135,8 @@ def _fit(
     if reason := trainer.source.why_inexact():
         progress.message(f"a resume will not be exact: {reason}")
     try:
-        with _memory():
-            with interruptible(trainer):
-                trainer.fit()
-            if trainer.interrupted:
-                raise KeyboardInterrupt
-            return _finish(trainer, config, folder, logger)
+        with memory():
+            yield functools.partial(_finish, trainer, config, folder, logger)
     except (Exception, KeyboardInterrupt) as error:
         _fail(trainer, folder, error)
     finally:
@@ -130,6 +146,8 @@ def _fit(
 
 def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger | None) -> Run:
     """Evaluate what was saved last (or best, as eval.use says), as anyone may later, and write the result."""
+    if trainer.interrupted:
+        raise KeyboardInterrupt
     if logger is not None:
         final = load(folder).evaluate(look=functools.partial(_show, logger, trainer.clock.frames))
         numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
@@ -137,6 +155,12 @@ def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger 
         _write_result(trainer, folder, {"status": "finished", "evaluation": final})
     distributed.together()
     return load(folder)
+
+
+def _draw(logger: Logger, when: str, frames: int, env: VectorEnv, outcomes: dict[str, torch.Tensor]) -> None:
+    """Show the task's figures in TensorBoard."""
+    for name, figure in env.figures(outcomes).items():
+        logger.figure(f"{when}/{name}", figure, frames)
 
 
 def _show(logger: Logger, frames: int, env: VectorEnv, outcomes: dict[str, torch.Tensor]) -> None:
@@ -156,12 +180,6 @@ def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
             _write_result(trainer, folder, how)
     last = checkpoint.latest(folder / "checkpoints")
     if interrupted:
-def _draw(logger: Logger, when: str, frames: int, env: VectorEnv, outcomes: dict[str, torch.Tensor]) -> None:
-    """Show the task's figures in TensorBoard."""
-    for name, figure in env.figures(outcomes).items():
-        logger.figure(f"{when}/{name}", figure, frames)
-
-
         frames = int(last.name) if last else 0
         raise KeyboardInterrupt(f"interrupted; continue from frame {frames} with --resume --out {folder}") from None
     if isinstance(error, Diverged):
@@ -189,42 +207,6 @@ def _require_space(trainer: Trainer, config: Config[Any], folder: Path) -> None:
     checkpoint.require_space(folder, one * (config.checkpoint.keep + 1) + 2 * best + 2_000 * rows - there)
 
 
-@contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Turn torch's complaint of too little memory into a sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        lack = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not lack:
-            raise
-        size = re.search(r"allocate (\d+) bytes", str(error))
-        what = f"a tensor of {int(size[1]) / 2**30:,.1f} GiB does not fit" if size else "there is too little"
-        raise UserError(
-            f"memory: {what}; lower env.num_envs, source.batch_size, source.capacity or the network's size"
-        ) from error
-
-
-@contextlib.contextmanager
-def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C (and SIGTERM) end the iteration instead of tearing it; a second Ctrl-C stops at once."""
-
-    def stop(signum: int, frame: Any) -> None:
-        trainer.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever started it interrupts it some other way
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _save_data_reports(trainer: Trainer, folder: Path) -> str:
     """Save what the environment fitted to its data and its report on them; return the report's text."""
     if fitted := trainer.source.env.fitted():
@@ -243,8 +225,8 @@ def evaluate(
     seed: int | None = None,
     which: str | None = None,
     mistakes: int = 0,
-) -> dict[str, Any]:
     beam: int | None = None,
+) -> dict[str, Any]:
     """Evaluate one run, or several as a study.
 
     Args:
@@ -253,8 +235,8 @@ def evaluate(
         seed: episode i starts from seed + i; default: the run's eval.final_seed.
         which: the checkpoint: last, best or a frame; default: the run's eval.use.
         mistakes: of one run of a task, list so many of the worst, as Markdown under "mistakes".
-
         beam: of runs that write completions: the width of their search, 0 for none; default: the run's agent.beam.
+
     Returns:
         One run: as `rlcore.evaluation.evaluate`. Several: the statistics over the runs' mean returns,
         ci_low and ci_high a stratified bootstrap interval of their interquartile mean, the means of the
@@ -274,11 +256,16 @@ def evaluate(
     results = [_evaluated(run, episodes, seed) for run in loaded]
     if len(results) == 1:
         return results[0]
+    return over_runs([run.path for run in loaded], results)
+
+
+def over_runs(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the statistics over the evaluations of several runs, as `evaluate` does."""
     first, means = results[0], [result["mean"] for result in results]
     low, high = stratified_bootstrap_ci([[mean] for mean in means])
-    over_runs = summary(means) | {"ci_low": low, "ci_high": high}
-    single = [{"run": str(run.path), **result} for run, result in zip(loaded, results, strict=True)]
-    result = {"episodes": first["episodes"], "seed": first["seed"], **over_runs}
+    statistics = summary(means) | {"ci_low": low, "ci_high": high}
+    single = [{"run": str(path), **result} for path, result in zip(paths, results, strict=True)]
+    result = {"episodes": first["episodes"], "seed": first["seed"], **statistics}
     shared = set(first).intersection(*results) - {*result, "returns"}
     metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k in shared}
     return {**result, **metrics, "returns": means, "runs": single}

@@ -155,6 +155,9 @@ class Config(Model, Generic[A]):
     seed: int = Field(default=0, ge=0, lt=2**32, description="root of every random stream of the run")
     device: str = Field(default="cpu", description="cpu, cuda, cuda:N or mps")
     threads: int = Field(default=1, ge=1, description="CPU threads of torch; small networks are fastest with one")
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="updates as one compiled graph; auto: on where the planned updates repay it"
+    )
     env: EnvConfig = EnvConfig()
     agent: SerializeAsAny[A]
     source: SourceConfig = ReplayConfig()
@@ -164,6 +167,11 @@ class Config(Model, Generic[A]):
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     stop: StopConfig = StopConfig()
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # as YAML reads them
 
     @field_validator("device")
     @classmethod

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
+from rlcore.compiling import Compiler
 from rlcore.config import OptimConfig
 from rlcore.errors import UserError, nearest
 from rlcore.fields import explain
@@ -61,12 +62,17 @@ def flatten_parameters(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
 
 
 def make_optimizer(
-    segments: Sequence[nn.Parameter], decay: Sequence[bool], config: OptimConfig
+    segments: Sequence[Tensor], decay: Sequence[bool], config: OptimConfig, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """Build the named torch optimiser over flat segments, with weight decay on those that ``decay`` tells."""
+    """Build the named torch optimiser over flat segments, with weight decay on those that ``decay`` tells.
+
+    ``fused``: with one kernel where torch has one, else of single operations.
+    """
     cls, options = OPTIMIZERS[config.name]
     keywords = {name: getattr(config, name) for name in options}
-    if cls in FUSED and segments[0].device.type in ("cpu", "cuda"):
+    if not fused:
+        keywords["foreach"] = False
+    elif cls in FUSED and segments[0].device.type in ("cpu", "cuda"):
         keywords["fused"] = True
     groups = [
         {"params": [segment], "weight_decay": config.weight_decay if decayed else 0.0}
@@ -92,7 +98,8 @@ class Group:
             parts.setdefault((decayed, factor[name]), []).append(p)
         self.parameters = [p for part in parts.values() for p in part]
         self.flat = flatten_parameters(self.parameters)
-        self.segments = _segments(self.flat, [sum(p.numel() for p in part) for part in parts.values()])
+        self.sizes = [sum(p.numel() for p in part) for part in parts.values()]
+        self.segments = _segments(self.flat, self.sizes)
         self.decayed = [decayed for decayed, _ in parts]
         self.factors = [factor for _, factor in parts]
         self.optimizer = make_optimizer(self.segments, self.decayed, config)
@@ -100,37 +107,57 @@ class Group:
         self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
         self.count: Tensor | int = 0  # items whose gradients are summed in flat.grad
         self.batches = 0
+        self.compiled: list[str] = []  # shapes of batches, in the order in which they were met
         half = config.precision == "bf16"
         self.precision: AbstractContextManager[Any] = (
             torch.autocast(self.flat.device.type, torch.bfloat16) if half else nullcontext()
         )
 
+    def learn(self, function: Callable[[Batch], Loss], batch: Batch, lr: float) -> tuple[Loss, Tensor, Tensor | None]:
+        """Learn from a batch; return its loss, the mean over its items, and the gradient's norm if weights moved."""
+        with self.precision:
+            out = function(batch)
+        self.backward(out if batch.counts else out._replace(total=out.total * 0, count=out.count * 0))
+        return out, out.total.detach() / out.count, self.step_if_due(lr)
+
     def backward(self, loss: Loss) -> None:
         """Add the gradient of the loss's sum, to this group's parameters only."""
         loss.total.backward(inputs=self.parameters)
-        self.count = self.count + loss.count
+        self.add(loss.count)
+
+    def add(self, count: Tensor | int) -> None:
+        """Note that the gradient of so many items, one batch, was added."""
+        self.count = self.count + count
         self.batches += 1
 
-    def mean_gradient(self) -> Tensor:
-        """Return the gradient summed over items and ranks, divided by their number, (P,), in place of the sum."""
+    def step_if_due(self, lr: float) -> Tensor | None:
+        """Step once all batches of an update are added; return the norm of the gradient before clipping."""
+        return self.step(lr) if self.batches == self.config.accumulate else None
+
+    def condition(self, weights: Tensor, grad: Tensor, count: Tensor | int) -> Tensor:
+        """Divide a gradient (P,) by the items, penalise and clip it, in place; return its norm before clipping."""
+        config = self.config
+        grad.div_(count)
+        if config.l1 or config.l2:
+            for w, g, decayed in zip(weights.split(self.sizes), grad.split(self.sizes), self.decayed, strict=True):
+                if decayed:
+                    g.add_(w.sign(), alpha=config.l1).add_(w, alpha=config.l2)
+        norm = torch.linalg.vector_norm(grad)
+        if config.clip:
+            grad.mul_(torch.clamp(config.clip / (norm + 1e-6), max=1.0))
+        elif config.clip_value:
+            grad.clamp_(-config.clip_value, config.clip_value)
+        return norm
+
+    @torch.no_grad()
+    def step(self, lr: float) -> Tensor:
+        """Sum over ranks, condition the gradient, step and clear; return the norm before clipping."""
         grad = self.flat.grad
         assert grad is not None
         if distributed.size() > 1:
             self.count = torch.as_tensor(self.count, dtype=torch.float32, device=grad.device).clone()
             distributed.sum_(grad, self.count)
-        return grad.div_(self.count)
-
-    @torch.no_grad()
-    def step(self, lr: float) -> Tensor:
-        """Divide by the items, penalise, clip, step and clear; return the norm of the gradient before clipping."""
-        grad = self.mean_gradient()
-        if self.config.l1 or self.config.l2:
-            self._penalise()
-        norm = torch.linalg.vector_norm(grad)
-        if self.config.clip:
-            grad.mul_(torch.clamp(self.config.clip / (norm + 1e-6), max=1.0))
-        elif self.config.clip_value:
-            grad.clamp_(-self.config.clip_value, self.config.clip_value)
+        norm = self.condition(self.flat, grad, self.count)
         for settings, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             settings["lr"] = lr * factor
         self._step()
@@ -138,10 +165,23 @@ class Group:
         self.count, self.batches = 0, 0
         return norm
 
-    def _penalise(self) -> None:
-        for segment, decayed in zip(self.segments, self.decayed, strict=True):
-            if decayed and segment.grad is not None:
-                segment.grad.add_(segment.sign(), alpha=self.config.l1).add_(segment, alpha=self.config.l2)
+    @property
+    def whole(self) -> bool:
+        """Whether a batch is an update: nothing is to be added to its gradient before the step."""
+        return self.config.accumulate == 1 and distributed.size() == 1 and self.config.name != "radam"
+
+    @property
+    def moments(self) -> list[list[str]]:
+        """The names of the tensors that the optimiser keeps of each segment; empty before the first step."""
+        state = self.optimizer.state
+        return [[k for k, v in state[s].items() if isinstance(v, Tensor)] if s in state else [] for s in self.segments]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the optimiser has made the tensors that it keeps, as its first step does."""
+        return len(self.optimizer.state) == len(self.segments) or (
+            self.config.name == "sgd" and not self.config.momentum
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's moments, (P,) each, and what an unfinished accumulation has summed."""
@@ -150,7 +190,13 @@ class Group:
         for name, value in moments.items():  # numbers of steps are the same for all segments
             if len(states) > 1 and isinstance(value, Tensor) and value.dim():
                 moments[name] = torch.cat([state[name] for state in states])
-        return {"optimizer": moments, "grad": self.flat.grad, "count": self.count, "batches": self.batches}
+        return {
+            "optimizer": moments,
+            "grad": self.flat.grad,
+            "count": self.count,
+            "batches": self.batches,
+            "compiled": self.compiled,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore in place: the parameters stay views of the flat one."""
@@ -167,6 +213,7 @@ class Group:
         assert self.flat.grad is not None
         self.flat.grad.copy_(state["grad"])
         self.count, self.batches = state["count"], state["batches"]
+        self.compiled = list(state.get("compiled", []))
 
 
 def _segments(flat: nn.Parameter, sizes: Sequence[int]) -> list[nn.Parameter]:
@@ -185,7 +232,7 @@ class Optim:
         UserError: the settings name a group or parameters that the agent does not have, or freeze a whole group.
     """
 
-    def __init__(self, agent: Agent, config: OptimConfig) -> None:
+    def __init__(self, agent: Agent, config: OptimConfig, compiled: bool = False) -> None:
         own = {id(p): name for name, p in agent.named_parameters()}
         groups = {name: {own[id(p)]: p for p in group} for name, group in agent.groups().items() if group}
         for name in config.groups:
@@ -193,6 +240,7 @@ class Optim:
                 raise UserError(f"optim.groups.{name} is not a parameter group of the agent{nearest(name, groups)}")
         configs = {name: _for_group(config, name) for name in groups}
         self.groups = {name: Group(named, configs[name]) for name, named in learning(groups, configs).items()}
+        self.compiler = Compiler(agent) if compiled else None
 
     def lr(self, group: str, clock: Clock) -> float:
         """Return the learning rate of a group, that of the iteration's start: the last one learns, too."""
@@ -209,16 +257,15 @@ class Optim:
         metrics: dict[str, Tensor] = {}
         out, priority, stepped = None, None, False
         for name, function in agent.phases(clock.updates):
-            group = self.groups[name]
-            with group.precision:
-                out = function(batch)
-            group.backward(out if batch.counts else out._replace(total=out.total * 0, count=out.count * 0))
+            group, lr = self.groups[name], self.lr(name, clock)
+            learnt = self.compiler.learn(group, function, batch, lr) if self.compiler else None
+            out, mean, norm = learnt or group.learn(function, batch, lr)
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"  # a name stays when other phases wait for their turn
-            metrics["loss" + suffix] = out.total.detach() / out.count
-            if group.batches == group.config.accumulate:
+            metrics["loss" + suffix] = mean
+            if norm is not None:
                 stepped = True
-                metrics["grad_norm" + suffix] = group.step(self.lr(name, clock))
+                metrics["grad_norm" + suffix] = norm
             metrics.update(out.metrics)
         if out is None:
             raise ValueError(f"{type(agent).__name__}.phases returned none; expected at least one")

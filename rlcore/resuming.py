@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlcore import checkpoint, runs
+from rlcore import checkpoint, compiling, runs
 from rlcore import config as configs
 from rlcore.config import Config
 from rlcore.errors import UserError, note
 
-# What may change when a run goes on: nothing that its training depends on, but how far and how it is watched.
-RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop")
+# What may change when a run goes on: nothing that its training depends on (but for rounding, where updates are compiled
+# or no longer are), but how far and how it is watched.
+RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop", "compile")
 
 
 def resumed(
@@ -25,6 +26,8 @@ def resumed(
     newest = checkpoint.latest(folder / "checkpoints", note)
     saved = checkpoint.load(newest) if newest else None
     old = configs.validate(configs.read(folder), str(folder / "config.yaml"))
+    if old.compile == "auto":  # from before runs kept what was chosen
+        old = old.model_copy(update={"compile": "off"})
     config = _resumed_config(folder, old, recipe, overrides, saved.frames if saved else 0)
     if saved is not None and (old.stop, old.budget.frames) != (config.stop, config.budget.frames):
         saved.state["stopping"] = None  # what ended it no longer holds
@@ -38,6 +41,7 @@ def _resumed_config(
     new = configs.validate(configs.override(configs.read(folder if recipe is None else recipe), overrides))
     if recipe is not None:
         new = started_from(new)
+    new = compiling.chosen(new, old.compile)
     was, now = (configs.flatten(config.model_dump(mode="json")) for config in (old, new))
     for name in sorted({*was, *now}):
         before, after = was.get(name), now.get(name)

@@ -112,6 +112,8 @@ class Job:
         except UserError as error:
             return str(error)
         was, now = (configs.flatten(c.model_dump(mode="json", exclude={"recipe"})) for c in (held, self.config))
+        if self.config.compile == "auto":  # the run itself chose
+            now["compile"] = was["compile"]
         peer = {"peer": self.row.peer, "options": self.row.options} if self.row.peer else {}
         was, now = {**was, **runs.read_json(self.path / "peer.json")}, {**now, **peer}
         for name in sorted({*was, *now}):

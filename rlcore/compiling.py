@@ -1,0 +1,321 @@
+"""An update compiled into one graph: loss, backward, division by the count, penalties, clipping, optimiser step.
+
+The graph is traced from the code that runs uncompiled: the agent's own loss, `Group.condition`, and the step of torch's
+own optimiser. It reads and writes the tensors of the module and of the optimiser in place, so nothing else in a run
+knows of it, and checkpoints are the same. Each phase has a graph per shape of batch, up to `SHAPES`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from rlcore.agent import Agent
+from rlcore.config import Config, DatasetConfig, ReplayConfig
+from rlcore.errors import UserError, note
+from rlcore.functional import FunctionalLoss
+from rlcore.tree import tmap
+from rlcore.types import Batch, Loss
+
+if TYPE_CHECKING:
+    from rlcore.optim import Group
+
+REPAYS = 20_000  # planned updates from which compiling is worth its time, see docs/TRAINING.md
+SHAPES = 4  # of batches, for which a phase is compiled; others run as they would without
+OPTIONS = {
+    "fallback_random": True,  # dropout draws what it draws uncompiled
+    "size_asserts": False,  # the shapes are looked at here already
+    "cpp.vec_isa_ok": True,  # what the processor says it has is not tried out in processes of its own
+}
+
+
+def why_not(device: str) -> str | None:
+    """Return why updates cannot be compiled for a device, in a clause; None: they can."""
+    if device.startswith("mps"):
+        return "device mps is not compiled for"
+    if device.startswith("cuda"):
+        return None if find_spec("triton") else "the package triton is not installed"
+    return why_no_cpp()
+
+
+@functools.cache
+def why_no_cpp() -> str | None:
+    """Return why C++ that torch generates cannot be compiled, in a clause; None: it can."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or shutil.which(compiler) is None:
+        return f"no C++ compiler is installed (looked for {compiler or 'g++ and clang++'})"
+    command = [compiler, "-x", "c++", "-", "-fopenmp", "-I", sysconfig.get_paths()["include"], "-o", os.devnull]
+    with tempfile.TemporaryDirectory() as folder:
+        command[-1] = str(Path(folder) / "probe.so")
+        code = "#include <Python.h>\n#include <omp.h>\nint f() { return omp_get_num_threads(); }\n"
+        tried = subprocess.run([*command, "-shared", "-fPIC"], input=code, text=True, capture_output=True, check=False)
+    if tried.returncode:
+        first = tried.stderr.strip().partition("\n")[0]
+        return f"the C++ compiler {compiler} fails{f': {first}' if first else ''}"
+    return None
+
+
+def planned_updates(config: Config[Any]) -> float:
+    """Return the updates that a run plans: those of its schedules' horizon, after which it may stop."""
+    source, frames = config.source, min(config.budget.frames, config.budget.horizon or config.budget.frames)
+    if isinstance(source, ReplayConfig):
+        return (frames - source.learning_starts) * source.updates_per_frame / config.optim.accumulate
+    if isinstance(source, DatasetConfig):
+        return frames / (source.batch_size or frames) / config.optim.accumulate
+    rollouts = frames / (source.horizon * config.env.num_envs)
+    return rollouts * source.epochs * source.minibatches / config.optim.accumulate
+
+
+def resolved(config: Config[Any]) -> Config[Any]:
+    """Return a new run's settings with ``compile`` on or off: auto is on where it repays itself and is possible.
+
+    Raises:
+        UserError: it is on and not possible.
+    """
+    repays = config.compile == "auto" and planned_updates(config) >= REPAYS
+    return chosen(config, "on" if repays and not why_not(config.device) else "off")
+
+
+def chosen(config: Config[Any], choice: Literal["on", "off"]) -> Config[Any]:
+    """Return the settings with ``choice`` in place of auto.
+
+    Raises:
+        UserError: updates are to be compiled, and cannot be.
+    """
+    if config.compile == "auto":
+        config = config.model_copy(update={"compile": choice})
+    if config.compile == "on" and (reason := why_not(config.device)):
+        raise UserError(f"compile: got 'on', expected off: {reason}")
+    return config
+
+
+def prepare() -> None:
+    """Choose where compiled graphs are kept between runs: TORCHINDUCTOR_CACHE_DIR, or the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home) / "rlcore" / "compiled"))
+
+
+Learnt = tuple[Loss, Tensor, Tensor | None]  # the loss, its mean, the gradient's norm where the weights moved
+
+
+class Compiler:
+    """Compiles the phases of one agent, each when it first meets a shape of batch."""
+
+    def __init__(self, agent: Agent) -> None:
+        prepare()
+        self.agent = agent
+        self.names = {id(p): name for name, p in agent.named_parameters()}
+        self.updates: dict[Any, Update | None] = {}  # None: cannot be compiled
+
+    def learn(self, group: Group, function: Callable[[Batch], Loss], batch: Batch, lr: float) -> Learnt | None:
+        """Do a phase's update as `Group.learn` does, compiled; None: it is to be done uncompiled."""
+        if getattr(function, "__self__", None) is not self.agent or not batch.counts:
+            return None
+        if group.whole and not group.ready:  # the first step makes what the optimiser keeps
+            return None
+        inputs: list[Tensor] = []
+        layout = _layout((batch.data, batch.knobs, batch.noise), inputs)
+        key = (function.__name__, group.whole, layout)
+        if key not in self.updates:
+            # What is compiled goes by the order in which shapes are met, so it is kept for a resume.
+            text = repr(key)
+            if text not in group.compiled:
+                if len(group.compiled) == SHAPES:
+                    return None
+                group.compiled.append(text)
+            self.updates[key] = self._compiled(group, function, batch)
+        made = self.updates[key]
+        return None if made is None else made(inputs, lr)
+
+    def _compiled(self, group: Group, function: Callable[[Batch], Loss], batch: Batch) -> Update | None:
+        named = {self.names[id(p)]: p for p in group.parameters}
+        rest = {k: v for k, v in _tensors(self.agent) if k not in named}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
+                return Update(group, FunctionalLoss(self.agent, function, named), rest, batch)
+        except Exception as error:  # whatever the agent's code or the compiler raises
+            what = " ".join(str(error).split())[:200]
+            note(f"{type(self.agent).__name__}.{function.__name__} runs uncompiled: {type(error).__name__}: {what}")
+            return None
+
+
+class Update:
+    """One phase's update for one shape of batch."""
+
+    def __init__(self, group: Group, loss: FunctionalLoss, rest: dict[str, Tensor], batch: Batch) -> None:
+        self.group = group
+        self.moments = group.moments if group.whole else []  # names of the tensors of each segment
+        self.lr = torch.zeros((), dtype=torch.float64, device=group.flat.device)
+        self.form: Any = None  # what comes out, with ... for the tensors
+        tree = (batch.data, batch.knobs, batch.noise)
+        inputs: list[Tensor] = []
+        _layout(tree, inputs)
+        count = len(rest)
+
+        def traced(*tensors: Tensor) -> list[Tensor]:
+            own = iter(tensors)
+            flat, grad, lr = next(own), next(own), next(own)
+            moments = [{name: next(own) for name in names} for names in self.moments]
+            named = {name: next(own) for name in rest}
+            again = Batch(*tmap(lambda _: next(own), tree))
+            out, *more = learn(group, loss, flat, grad, lr, moments, named, again)
+            self.form, results = _split((out, *more))
+            return results
+
+        self.fixed = [group.flat.detach(), group.flat.grad, self.lr]
+        tensors = [*self.fixed, *self._kept(), *(p.detach() for p in rest.values()), *inputs]
+        self.rest = tensors[-len(inputs) - count : -len(inputs)] if inputs else tensors[-count:]
+        self.run = _compile(traced, tensors)
+
+    def __call__(self, inputs: Sequence[Tensor], lr: float) -> Learnt:
+        """Learn; return the loss, its mean, and the gradient's norm where the weights moved."""
+        self.lr.fill_(lr)
+        with torch.no_grad():
+            results = iter(self.run([*self.fixed, *self._kept(), *self.rest, *inputs]))
+        out, mean, norm = tmap(lambda x: next(results) if x is ... else x, self.form)
+        if not self.group.whole:
+            self.group.add(out.count)
+            norm = self.group.step_if_due(lr)
+        return out, mean, norm
+
+    def _kept(self) -> list[Tensor]:
+        """Return the optimiser's tensors, which loading a checkpoint replaces."""
+        state, segments = self.group.optimizer.state, self.group.segments
+        return [state[segment][name] for segment, names in zip(segments, self.moments, strict=False) for name in names]
+
+
+def learn(
+    group: Group,
+    loss: FunctionalLoss,
+    flat: Tensor,
+    total: Tensor,
+    lr: Tensor,
+    moments: list[dict[str, Tensor]],
+    rest: dict[str, Tensor],
+    batch: Batch,
+) -> Learnt:
+    """Do a phase's update on tensors given, in place: what `Optim.update` does on those of module and optimiser."""
+    leaf = flat.detach().requires_grad_()
+    with group.precision:
+        out = loss(leaf, rest, batch)
+    (grad,) = torch.autograd.grad(out.total, leaf)
+    norm = None
+    with torch.no_grad():
+        if group.whole:
+            norm = group.condition(flat, grad, out.count)
+            step(group, flat, grad, lr, moments)
+        else:  # further batches, or ranks, are to be added
+            total.add_(grad)
+        return tmap(lambda x: x.detach() if isinstance(x, Tensor) else x, (out, out.total / out.count, norm))
+
+
+def step(group: Group, flat: Tensor, grad: Tensor, lr: Tensor, moments: list[dict[str, Tensor]]) -> None:
+    """Step torch's own optimiser on tensors given: flat and grad (P,), lr (), moments of each segment."""
+    from rlcore.optim import make_optimizer
+
+    segments: Any = flat.detach().split(group.sizes)
+    optimizer = make_optimizer(segments, group.decayed, group.config, fused=False)
+    parts = zip(optimizer.param_groups, segments, grad.split(group.sizes), group.factors, moments, strict=True)
+    for settings, segment, gradient, factor, state in parts:
+        segment.grad = gradient
+        settings["lr"] = lr * factor
+        optimizer.state[segment] = state
+    with _Numbers():
+        inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+class _Numbers(TorchFunctionMode):
+    """Lets numbers that torch's optimisers take from tensors stay tensors, in Python's precision, to be traced."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.item:
+            return args[0].double()
+        if func is Tensor.add_ and isinstance(kwargs.get("alpha"), Tensor):
+            return args[0].add_(args[1] * kwargs["alpha"])
+        if func is Tensor.addcdiv_ and isinstance(kwargs.get("value"), Tensor):
+            return args[0].add_(args[1] / args[2] * kwargs["value"])
+        return func(*args, **kwargs)
+
+
+def _compile(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> Callable[[list[Tensor]], Any]:
+    """Trace a function of tensors and compile it; inputs that it does not read are left out."""
+    import torch._inductor
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    examples = [fake.from_tensor(t) for t in tensors]
+    with fake:
+        traced = make_fx(function)(*examples)
+    _check_constants(traced, tensors)
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    used = [i for i, node in enumerate(inputs) if node.users]
+    for node in inputs:
+        if not node.users:
+            traced.graph.erase_node(node)
+    traced.recompile()
+    cpu = tensors[0].device.type == "cpu"
+    # Without a tracing context torch looks into none of its caches.
+    with torch.no_grad(), torch.random.fork_rng(devices=[] if cpu else None), tracing(TracingContext(fake)):
+        compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
+    return lambda given: compiled(*[given[i] for i in used])
+
+
+def _check_constants(traced: torch.fx.GraphModule, tensors: list[Tensor]) -> None:
+    """Make sure that the graph took no tensor of the agent for a constant."""
+    own = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(traced, node.target)
+            if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in own:
+                raise RuntimeError(f"a tensor {tuple(value.shape)} that changes is read as a constant")
+
+
+def _tensors(agent: Agent) -> Iterator[tuple[str, Tensor]]:
+    yield from agent.named_parameters()
+    yield from agent.named_buffers()
+
+
+def _layout(tree: Any, inputs: list[Tensor]) -> Any:
+    """Return the structure of a tree of tensors, with shapes, strides and types; add the tensors to ``inputs``."""
+    if isinstance(tree, Tensor):
+        inputs.append(tree)
+        return (*tree.shape, tree.stride(), tree.dtype)
+    if isinstance(tree, dict):
+        return (*tree, *[_layout(value, inputs) for value in tree.values()])
+    if isinstance(tree, tuple):
+        return (type(tree).__name__, *[_layout(value, inputs) for value in tree])
+    if tree is None:
+        return None
+    raise TypeError(f"a batch holds {type(tree).__name__}")
+
+
+def _split(tree: Any) -> tuple[Any, list[Tensor]]:
+    """Return a tree of tensors and plain values with ... for each tensor, and the tensors."""
+    tensors: list[Tensor] = []
+
+    def take(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        tensors.append(x)
+        return ...
+
+    return tmap(take, tree), tensors
