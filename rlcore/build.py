@@ -132,7 +132,7 @@ def trainer(config: Config[Any]) -> Trainer:
     return Trainer(
         built,
         source(config, train_env, built),
-        Optim(built, config.optim),
+        Optim(built, config.optim, compiled=config.compile == "on"),
         Clock(budget.frames, budget.horizon or budget.frames),
         seed=derive(config.seed, distributed.stream("torch")),
     )
