@@ -9,10 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.classic_control import AcrobotEnv
-from torch import Tensor
 
 from envs.classic import draw, limit
-from rlcore.native import BatchedEnv, array, tensor
+from rlcore.native import BatchedEnv, constant, float32, library, stack
 from rlcore.vector import Autoreset, Split
 
 SPEED_MAX = (4 * math.pi, 9 * math.pi)  # of the two joints, rad/s
@@ -41,6 +40,7 @@ class Acrobot(BatchedEnv):
     """
 
     num_uniforms = 4
+    on_arrays = True
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class Acrobot(BatchedEnv):
         max_episode_steps: int = 500,
         render_mode: str | None = None,
     ) -> None:
+        self.one = constant(1.0, torch.device(device))
+        self.torque = constant([-1.0, 0.0, 1.0], torch.device(device))  # by action
         self.artist = AcrobotEnv(render_mode=render_mode) if render_mode else None
         high = np.array([1.0, 1.0, 1.0, 1.0, *SPEED_MAX], dtype=np.float32)
         super().__init__(
@@ -61,27 +63,28 @@ class Acrobot(BatchedEnv):
             max_episode_steps=limit(max_episode_steps, "Acrobot"),
         )  # fmt: skip
 
-    def initial(self, u: Tensor) -> Tensor:
+    def initial(self, u: Any) -> Any:
         """Return start states (N, 4) from ``u`` (N, 4): both angles and velocities, in float32's precision."""
-        return (u * (2 * START) - START).float().double()
+        return float32(u * (2 * START) - START) * self.one
 
-    def observe(self, state: Tensor) -> Tensor:
+    def observe(self, state: Any) -> Any:
         """Return observations (N, 6) float32."""
-        angles, speeds = state[:, :2], state[:, 2:]
-        return torch.cat([torch.stack([angles.cos(), angles.sin()], 2).flatten(1), speeds], 1).float()
+        first, second, speed1, speed2 = state.T
+        m = library(first)
+        return float32(stack([m.cos(first), m.sin(first), m.cos(second), m.sin(second), speed1, speed2]).T)
 
-    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dynamics(self, state: Any, action: Any) -> tuple[Any, Any, Any]:
         """Return states (N, 4), rewards and terminated (N,) after ``action`` (N,) in {0, 1, 2}."""
-        y, torque = array(state.t().contiguous()), array(action) - 1.0  # (4, N), (N,)
+        y, torque = state.T, self.torque[action]  # (4, N), (N,)
         k1 = _derivative(y, torque)
         k2 = _derivative(y + DT / 2 * k1, torque)
         k3 = _derivative(y + DT / 2 * k2, torque)
         k4 = _derivative(y + DT * k3, torque)
-        first, second, speed1, speed2 = tensor(y + DT / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)).unbind(0)  # (N,) each
-        first, second = _wrap(first), _wrap(second)
-        terminated = -first.cos() - (second + first).cos() > 1.0
-        speeds = [speed1.clamp(-SPEED_MAX[0], SPEED_MAX[0]), speed2.clamp(-SPEED_MAX[1], SPEED_MAX[1])]
-        return torch.stack([first, second, *speeds], 1), terminated.float() - 1.0, terminated
+        first, second, speed1, speed2 = y + DT / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)  # (N,) each
+        first, second, m = _wrap(first), _wrap(second), library(first)
+        terminated = -m.cos(first) - m.cos(second + first) > 1.0
+        speed1, speed2 = m.clip(speed1, -SPEED_MAX[0], SPEED_MAX[0]), m.clip(speed2, -SPEED_MAX[1], SPEED_MAX[1])
+        return stack([first, second, speed1, speed2]).T, float32(terminated) - 1.0, terminated
 
     def render(self) -> list[Any]:
         """Return one picture (height, width, 3) uint8 per environment, drawn by gymnasium; "human" shows the first."""
@@ -99,8 +102,7 @@ def _derivative(y: Any, torque: Any) -> Any:
     Put in are masses 1, lengths 1, centres of mass 1/2 and moments of inertia 1; angles count from hanging down.
     """
     theta1, theta2, speed1, speed2 = y
-    np_or_torch: Any = np if isinstance(y, np.ndarray) else torch
-    sin, cos = np_or_torch.sin, np_or_torch.cos
+    sin, cos = library(theta1).sin, library(theta1).cos
     sin2, cos2 = sin(theta2), cos(theta2)
     d1 = 3.5 + cos2
     d2 = 1.25 + 0.5 * cos2
@@ -108,9 +110,9 @@ def _derivative(y: Any, torque: Any) -> Any:
     phi1 = -0.5 * speed2**2 * sin2 - speed2 * speed1 * sin2 + 1.5 * GRAVITY * sin(theta1) + phi2
     acc2 = (torque + d2 / d1 * phi1 - 0.5 * speed1**2 * sin2 - phi2) / (1.25 - d2**2 / d1)
     acc1 = -(d2 * acc2 + phi1) / d1
-    return np_or_torch.stack([speed1, speed2, acc1, acc2])
+    return stack([speed1, speed2, acc1, acc2])
 
 
-def _wrap(angle: Tensor) -> Tensor:
+def _wrap(angle: Any) -> Any:
     """Return the angle less whole turns, in [-pi, pi)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    return library(angle).remainder(angle + math.pi, 2 * math.pi) - math.pi

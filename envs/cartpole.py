@@ -9,10 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from torch import Tensor
 
 from rlcore.errors import UserError
-from rlcore.native import BatchedEnv, array, tensor
+from rlcore.native import BatchedEnv, constant, float32, library, stack
 from rlcore.vector import Autoreset, Split
 
 X_LIMIT = 2.4  # m
@@ -47,6 +46,7 @@ class CartPole(BatchedEnv):
     """
 
     num_uniforms = 4
+    on_arrays = True
     observed = slice(None)  # which of the state's columns (x, v, angle, angular velocity) are seen
 
     def __init__(
@@ -74,10 +74,14 @@ class CartPole(BatchedEnv):
                 raise UserError(f"CartPole's {name}: {value!r} is not a positive finite number")
         if not isinstance(max_episode_steps, int):
             raise UserError(f"CartPole's max_episode_steps: {max_episode_steps} is not a whole number")
-        self.gravity, self.masspole, self.length, self.force_mag, self.tau = gravity, masspole, length, force_mag, tau
+        device, self.pole, mass = torch.device(device), length, masspole + masscart
+        self.gravity, self.masspole, self.length, self.tau, self.total_mass, self.polemass_length = (
+            constant(value, device) for value in (gravity, masspole, length, tau, mass, masspole * length)
+        )
+        self.force = constant([-force_mag, force_mag], device)  # by action
+        self.four_thirds, self.x_limit, self.theta_limit = (constant(x, device) for x in (4 / 3, X_LIMIT, THETA_LIMIT))
+        self.reward = torch.ones((), device=device).expand(num_envs)  # (N,), nobody can write to it
         self.artist = CartPoleEnv(render_mode=render_mode) if render_mode else None
-        self.total_mass = masspole + masscart
-        self.polemass_length = masspole * length
         high = np.array([X_LIMIT * 2, np.inf, THETA_LIMIT * 2, np.inf], dtype=np.float32)
         super().__init__(
             num_envs, device, split, autoreset,
@@ -86,32 +90,29 @@ class CartPole(BatchedEnv):
             max_episode_steps=max_episode_steps,
         )  # fmt: skip
 
-    def initial(self, u: Tensor) -> Tensor:
+    def initial(self, u: Any) -> Any:
         """Return start states (N, 4) from ``u`` (N, 4)."""
         return u * (2 * START) - START
 
-    def observe(self, state: Tensor) -> Tensor:
+    def observe(self, state: Any) -> Any:
         """Return observations (N, 4) float32."""
-        return state[:, self.observed].float()
+        return float32(state[:, self.observed])
 
-    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dynamics(self, state: Any, action: Any) -> tuple[Any, Any, Any]:
         """Return states (N, 4), rewards and terminated (N,) after pushing by ``action`` (N,) in {0, 1}.
 
         The operations are those of gymnasium in the same order, so that every rounding is the same.
         """
-        x, x_dot, theta, theta_dot = array(state.t().contiguous())  # (N,) each
-        sin, cos = (np.sin(theta), np.cos(theta)) if isinstance(theta, np.ndarray) else (theta.sin(), theta.cos())
-        force = array(action) * (2 * self.force_mag) - self.force_mag
-        temp = (force + self.polemass_length * theta_dot**2 * sin) / self.total_mass
+        y = state.T  # (4, N)
+        x_dot, theta, theta_dot = y[1], y[2], y[3]  # (N,) each
+        sin, cos = library(theta).sin(theta), library(theta).cos(theta)
+        temp = (self.force[action] + self.polemass_length * (theta_dot * theta_dot) * sin) / self.total_mass
         theta_acc = (self.gravity * sin - cos * temp) / (
-            self.length * (4.0 / 3.0 - self.masspole * cos**2 / self.total_mass)
+            self.length * (self.four_thirds - self.masspole * (cos * cos) / self.total_mass)
         )
         x_acc = temp - self.polemass_length * theta_acc * cos / self.total_mass
-        x, x_dot = x + self.tau * x_dot, x_dot + self.tau * x_acc  # explicit Euler uses the old velocities
-        theta, theta_dot = theta + self.tau * theta_dot, theta_dot + self.tau * theta_acc
-        terminated = tensor((abs(x) > X_LIMIT) | (abs(theta) > THETA_LIMIT))
-        state = torch.stack([tensor(column) for column in (x, x_dot, theta, theta_dot)], 1)  # (N, 4)
-        return state, torch.ones_like(terminated, dtype=torch.float32), terminated
+        y = y + self.tau * stack([x_dot, x_acc, theta_dot, theta_acc])  # explicit Euler uses the old velocities
+        return y.T, self.reward, (abs(y[0]) > self.x_limit) | (abs(y[2]) > self.theta_limit)
 
     def render(self) -> list[Any]:
         """Return one picture (height, width, 3) uint8 per environment, drawn by gymnasium; "human" shows the first."""
@@ -119,7 +120,7 @@ class CartPole(BatchedEnv):
             raise UserError("CartPole was built without a render_mode; expected 'rgb_array' or 'human'")
         frames = []
         for state in self._state.cpu().numpy()[: 1 if self.artist.render_mode == "human" else None]:
-            self.artist.state, self.artist.length = state, self.length
+            self.artist.state, self.artist.length = state, self.pole
             frames.append(self.artist.render())
         return frames
 

@@ -8,10 +8,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.classic_control import MountainCarEnv
-from torch import Tensor
 
 from envs.classic import draw, limit
-from rlcore.native import BatchedEnv
+from rlcore.native import BatchedEnv, constant, float32, library, stack
 from rlcore.vector import Autoreset, Split
 
 X_MIN, X_MAX, GOAL = -1.2, 0.6, 0.5
@@ -39,6 +38,7 @@ class MountainCar(BatchedEnv):
     """
 
     num_uniforms = 1
+    on_arrays = True
 
     def __init__(
         self,
@@ -51,7 +51,13 @@ class MountainCar(BatchedEnv):
         max_episode_steps: int = 200,
         render_mode: str | None = None,
     ) -> None:
-        self.goal_velocity = goal_velocity
+        device = torch.device(device)
+        self.push = constant([-FORCE, 0.0, FORCE], device)  # by action
+        bounds = (X_MIN, X_MAX, V_MAX, GOAL, goal_velocity, 0.0)
+        self.x_min, self.x_max, self.v_max, self.goal, self.goal_velocity, self.zero = (
+            constant(value, device) for value in bounds
+        )
+        self.reward = -torch.ones((), device=device).expand(num_envs)  # (N,), nobody can write to it
         self.artist = MountainCarEnv(render_mode=render_mode) if render_mode else None
         high = np.array([X_MAX, V_MAX], dtype=np.float32)
         super().__init__(
@@ -61,23 +67,24 @@ class MountainCar(BatchedEnv):
             max_episode_steps=limit(max_episode_steps, "MountainCar"),
         )  # fmt: skip
 
-    def initial(self, u: Tensor) -> Tensor:
+    def initial(self, u: Any) -> Any:
         """Return start states (N, 2) from ``u`` (N, 1): at rest, uniform in [-0.6, -0.4)."""
-        return torch.cat([u * 0.2 - 0.6, torch.zeros_like(u)], 1)
+        x = u[:, 0] * 0.2 - 0.6
+        return stack([x, x * 0.0]).T
 
-    def observe(self, state: Tensor) -> Tensor:
+    def observe(self, state: Any) -> Any:
         """Return observations (N, 2) float32."""
-        return state.float()
+        return float32(state)
 
-    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dynamics(self, state: Any, action: Any) -> tuple[Any, Any, Any]:
         """Return states (N, 2), rewards and terminated (N,) after ``action`` (N,) in {0, 1, 2}."""
-        x, v = state.unbind(1)  # (N,) each
-        push = (action - 1).to(state.dtype)
-        v = (v + (push * FORCE + torch.cos(3 * x) * -GRAVITY)).clamp(-V_MAX, V_MAX)
-        x = (x + v).clamp(X_MIN, X_MAX)
-        v = torch.where((x == X_MIN) & (v < 0), 0.0, v)  # the left end is a wall
-        terminated = (x >= GOAL) & (v >= self.goal_velocity)
-        return torch.stack([x, v], 1), -torch.ones_like(x, dtype=torch.float32), terminated
+        x, v = state.T  # (N,) each
+        m = library(x)
+        v = v + (self.push[action] + m.cos(3 * x) * -GRAVITY)
+        v = m.minimum(m.maximum(v, -self.v_max), self.v_max)
+        x = m.minimum(m.maximum(x + v, self.x_min), self.x_max)
+        v = m.where((x == self.x_min) & (v < 0), self.zero, v)  # the left end is a wall
+        return stack([x, v]).T, self.reward, (x >= self.goal) & (v >= self.goal_velocity)
 
     def render(self) -> list[Any]:
         """Return one picture (height, width, 3) uint8 per environment, drawn by gymnasium; "human" shows the first."""

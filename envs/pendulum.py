@@ -9,10 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.classic_control import PendulumEnv
-from torch import Tensor
 
 from envs.classic import draw, limit
-from rlcore.native import BatchedEnv
+from rlcore.native import BatchedEnv, constant, float32, library, stack
 from rlcore.vector import Autoreset, Split
 
 SPEED_MAX, TORQUE_MAX = 8.0, 2.0
@@ -40,6 +39,7 @@ class Pendulum(BatchedEnv):
     """
 
     num_uniforms = 2
+    on_arrays = True
 
     def __init__(
         self,
@@ -52,7 +52,10 @@ class Pendulum(BatchedEnv):
         max_episode_steps: int = 200,
         render_mode: str | None = None,
     ) -> None:
-        self.g = g
+        device, self.g = torch.device(device), g
+        self.widths = constant([2 * math.pi, 2.0], device)  # of the start states
+        self.speed_max, self.pi = constant(SPEED_MAX, device), constant(math.pi, device)
+        self.terminated = torch.zeros((), dtype=torch.bool, device=device).expand(num_envs)  # nobody can write to it
         self.artist = PendulumEnv(render_mode=render_mode) if render_mode else None
         if self.artist is not None:
             self.artist.last_u = None  # draws no arrow
@@ -64,25 +67,26 @@ class Pendulum(BatchedEnv):
             max_episode_steps=limit(max_episode_steps, "Pendulum"),
         )  # fmt: skip
 
-    def initial(self, u: Tensor) -> Tensor:
+    def initial(self, u: Any) -> Any:
         """Return start states (N, 2) from ``u`` (N, 2): angle uniform in [-pi, pi), velocity in [-1, 1)."""
-        return (2 * u - 1) * torch.tensor([math.pi, 1.0], dtype=u.dtype, device=u.device)
+        return (u - 0.5) * self.widths
 
-    def observe(self, state: Tensor) -> Tensor:
+    def observe(self, state: Any) -> Any:
         """Return observations (N, 3) float32."""
-        angle, velocity = state.unbind(1)
-        return torch.stack([angle.cos(), angle.sin(), velocity], 1).float()
+        angle, velocity = state.T
+        m = library(angle)
+        return float32(stack([m.cos(angle), m.sin(angle), velocity]).T)
 
-    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dynamics(self, state: Any, action: Any) -> tuple[Any, Any, Any]:
         """Return states (N, 2), rewards and terminated (N,) under the torque ``action`` (N, 1)."""
-        angle, velocity = state.unbind(1)  # (N,) each
-        torque = action[:, 0].clamp(-TORQUE_MAX, TORQUE_MAX)  # its products are rounded to float32, as gymnasium's are
-        upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-        cost = upright**2 + 0.1 * velocity**2 + 0.001 * torque**2
-        velocity = velocity + (1.5 * self.g * angle.sin() + 3.0 * torque) * DT  # mass and length are 1
-        velocity = velocity.clamp(-SPEED_MAX, SPEED_MAX)
-        state = torch.stack([angle + velocity * DT, velocity], 1)
-        return state, -cost.float(), torch.zeros_like(cost, dtype=torch.bool)
+        angle, velocity = state.T  # (N,) each
+        m = library(angle)
+        torque = m.clip(action[:, 0], -TORQUE_MAX, TORQUE_MAX)  # its products are rounded to float32, like gymnasium's
+        upright = m.remainder(angle + self.pi, 2 * self.pi) - self.pi
+        cost = upright * upright + 0.1 * (velocity * velocity) + 0.001 * torque**2
+        velocity = velocity + (1.5 * self.g * m.sin(angle) + 3.0 * torque) * DT  # mass and length are 1
+        velocity = m.minimum(m.maximum(velocity, -self.speed_max), self.speed_max)
+        return stack([angle + velocity * DT, velocity]).T, float32(-cost), self.terminated
 
     def render(self) -> list[Any]:
         """Return one picture (height, width, 3) uint8 per environment, drawn by gymnasium; "human" shows the first."""

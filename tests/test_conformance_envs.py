@@ -105,11 +105,8 @@ class SharedGenerator(Walk):  # one generator for all environments
             self.generator.manual_seed(seed if isinstance(seed, int) else seed[0])
         return super().reset(seed, mask)
 
-    def _restart(self, mask, state):
-        if mask.any():
-            state = state.clone()
-            state[mask] = torch.rand((int(mask.sum()), 1), generator=self.generator, dtype=torch.float64) * 4 - 2
-        return state
+    def _start(self, key, episode):
+        return (torch.rand((len(key), 1), generator=self.generator, dtype=torch.float64) * 4 - 2).numpy()
 
 
 class SharedAndUncapturable(SharedGenerator):

@@ -1,0 +1,89 @@
+"""Native environments as other devices run them: one graph, the same numbers, in place; and starts made ahead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+
+from envs.acrobot import Acrobot
+from envs.bit_flip import BitFlip
+from envs.cartpole import CartPole, CartPolePositions
+from envs.mountain_car import MountainCar
+from envs.pendulum import Pendulum
+from rlcore.native import uniforms
+from rlcore.tree import leaves
+
+NATIVE = [Acrobot, BitFlip, CartPole, CartPolePositions, MountainCar, Pendulum]
+
+
+def random_actions(env: Any, n: int) -> torch.Tensor:
+    space = env.spec.action_space
+    if isinstance(space, spaces.Box):
+        return torch.rand(n, 1) * 4 - 2
+    return torch.randint(int(space.n), (n,))
+
+
+def play(env: Any, step: Any, actions: list[torch.Tensor]) -> list[Any]:
+    env.reset(5)
+    seen = []
+    for action in actions:
+        seen.append(step(action))
+        if env.autoreset == "disabled":
+            env.reset(mask=seen[-1].terminated | seen[-1].truncated)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "autoreset", ["same_step", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("next_step", "disabled"))]
+)
+@pytest.mark.parametrize("cls", NATIVE)
+def test_a_step_on_tensors_is_one_graph_and_that_of_arrays(
+    cls: Any, autoreset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = {"bits": 4} if cls is BitFlip else {"max_episode_steps": 9}
+    arrays = cls(6, autoreset=autoreset, **limit)
+    actions = [random_actions(arrays, 6) for _ in range(30)]
+    expected = play(arrays, arrays.step, actions)
+    monkeypatch.setattr("rlcore.native.array", lambda x: x)  # what other devices do
+    tensors = cls(6, autoreset=autoreset, **limit)
+    kept = ("_state", "_steps", "_episode", "_ended", "_key")
+    where = {name: getattr(tensors, name).data_ptr() for name in kept}
+    step = torch.compile(tensors.step, fullgraph=True, backend="eager")  # a branch on a value, or a look at one, raises
+    for one, other in zip(expected, play(tensors, step, actions), strict=True):
+        for x, y in zip(leaves(tuple(one)), leaves(tuple(other)), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+    assert int(tensors._episode.sum()) > 6
+    assert where == {name: getattr(tensors, name).data_ptr() for name in kept}, "graphs write where they were recorded"
+
+
+def test_starts_that_are_made_ahead_are_those_of_the_generator() -> None:
+    env = CartPole(40)
+    env.reset(3)
+    actions, seen = torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        step = env.step(torch.randint(2, (40,), generator=actions))
+        ended = step.terminated | step.truncated
+        start = (uniforms(env._key, env._episode, 4) * 0.1 - 0.05).float()
+        assert torch.equal(step.obs[ended], start[ended])
+        assert torch.equal(step.obs[~ended], step.next_obs[~ended])
+        assert env._steps[ended].eq(0).all()
+        seen += int(ended.sum())
+    assert seen > 300
+    saved = env.capture()
+    other = CartPole(40)
+    other.reset(77)
+    other.restore(saved)  # what was made ahead belongs to other seeds
+    for _ in range(100):
+        action = torch.randint(2, (40,), generator=actions)
+        assert torch.equal(env.step(action).obs, other.step(action).obs)
+
+
+@pytest.mark.parametrize("cls", NATIVE)
+def test_what_is_constant_cannot_be_written_to(cls: Any) -> None:
+    env = cls(3)
+    step = env.step(random_actions(env, 3))
+    with pytest.raises(RuntimeError, match="single memory location"):
+        step.valid.logical_not_()
