@@ -70,18 +70,14 @@ class Masses:
         target = array(uniform) * edge[-1:]  # below the total: u <= 1 - 2**-53
         at = find(edge[1:], target)  # the first that ends beyond the target: it has mass
         target = target - pick(edge, at)  # not below 0, as it would be by roundings if sums were subtracted
-        mass = target
-        for k, level in reversed([*enumerate(self._levels)]):
-            block = pick(level, at)  # (B, BLOCK)
-            edge = cumulated(block)
+        for k in reversed(range(len(self._levels))):
+            edge = cumulated(pick(self._levels[k], at))  # (B, BLOCK)
             target = minimum(target, edge[:, -1] * BELOW_ONE)  # sums differ by rounding
-            inside = first(edge > target[:, None])  # (B,)
-            at = at * BLOCK + inside
+            place = first(edge > target[:, None])  # (B,)
+            at = at * BLOCK + place
             if k:
-                target = target - at_place(edge, (inside - 1).clip(0)) * (inside > 0)
-            else:
-                mass = at_place(block, inside)
-        return tensor(at), tensor(mass)
+                target = target - before(edge, place)
+        return tensor(at), tensor(pick(self._flat[0], at))
 
 
 class Prioritized:
@@ -179,8 +175,8 @@ def first(flag: Any) -> Any:
     return flag.argmax(1) if isinstance(flag, np.ndarray) else flag.view(torch.uint8).argmax(1)
 
 
-def at_place(x: Any, place: Any) -> Any:
-    """Return of each row (B, k) of an array the number at ``place`` (B,)."""
-    if isinstance(x, np.ndarray):
-        return x.reshape(-1).take(place + np.arange(0, x.size, x.shape[1]))
-    return x.gather(1, place[:, None]).squeeze(1)
+def before(x: Any, place: Any) -> Any:
+    """Return of each row (B, k) of an array the number before ``place`` (B,); before the first 0."""
+    if isinstance(x, np.ndarray):  # of the first row, what is before the first place is the last row's end
+        return x.reshape(-1).take(np.arange(-1, x.size - 1, x.shape[1]) + place) * (place > 0)
+    return x.gather(1, (place - 1).clamp_min(0)[:, None]).squeeze(1) * (place > 0)

@@ -49,7 +49,7 @@ class Records:
         for name in widest:
             self._at[name] = (used, examples[name].dtype, tuple(examples[name].shape[1:]))
             used += examples[name][0].nbytes
-        self.data = torch.zeros(slots, -(-used // word), dtype=WORDS[word], device=device)  # (slots, words)
+        self.data = torch.zeros(slots, -(-max(used, 1) // word), dtype=WORDS[word], device=device)  # (slots, words)
         whole: Any = array(self.data)
         self._whole = whole.view(self._record(word)).reshape(-1) if isinstance(whole, np.ndarray) else whole
         self._columns = {name: self.column(self._whole, name) for name in self._at}
