@@ -95,7 +95,7 @@ class Supervised(Agent):
             UserError: the network is no language model, or a prompt or a beam's completion exceeds its context.
         """
         trunk, space = self.network.trunk, self.spec.obs_space
-        if not (isinstance(trunk, TextModel) and isinstance(space, Tokens)):
+        if not (isinstance(trunk, TextModel) and trunk.per_token and isinstance(space, Tokens)):
             raise UserError(
                 f"agent 'supervised' writes no text with network '{self.config.network.name}'; "
                 "expected a language model, such as decoder or text_gru"

@@ -115,7 +115,7 @@ class LabelledOpenings(NamedTuple):
 def prepare(stamp: tuple[int, int] | None, settings: str) -> LabelledOpenings:
     """Read, split and encode the texts; ``stamp`` tells one state of the file from another."""
     config = ClassifyAndWriteConfig.model_validate_json(settings)
-    rows, _ = usable(table(config.reader()), config.text, config.label)
+    rows, _ = usable(table(config.reader()), [config.text], config.label)
     texts, named = rows.cells[config.text], rows.cells[config.label]
     if config.folds:
         parts = folded(numbered(named), config.folds, config.fold, config.val_fraction, seed=0)

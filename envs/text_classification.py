@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.classification import Classification
-from envs.labelled_texts import Labelled, TextClassificationConfig, prepare
+from envs.labelled_texts import Labelled, TextClassificationConfig, encoded, prepare
 from envs.one_step import OneStep
 from envs.options import validated
 from envs.table import from_rows, read
@@ -99,24 +99,35 @@ class TextPredictor:
         self.vocabulary, self.labels, self.config = vocabulary, labels, config
         self.spec = specify(vocabulary, labels, config)
 
-    def read(self, words: Sequence[str]) -> Path | list[str]:
-        """Return texts, or the path of a file that holds them."""
-        return words_or_file(words)
+    def read(self, words: Sequence[str]) -> Path | list[str] | list[dict[str, str]]:
+        """Return texts, pairs of texts that follow one another, or the path of a file that holds them.
+
+        Raises:
+            UserError: a pair lacks its second text.
+        """
+        given = words_or_file(words)
+        if isinstance(given, Path) or not self.config.pair:
+            return given
+        if len(given) % 2:
+            raise UserError(f"new texts: got {len(given)}, expected pairs of one '{self.config.text}' and one "
+                            f"'{self.config.pair}'")  # fmt: skip
+        return [dict(zip(self.config.columns, pair, strict=True)) for pair in zip(given[::2], given[1::2], strict=True)]
 
     def encode(self, inputs: str | Path | Sequence[str] | Sequence[Mapping[str, object]]) -> tuple[Tensor, list[str]]:
         """Return tokens (B, length) of texts, of the rows of a CSV file, or of {column: text} mappings; and remarks.
 
         Raises:
-            UserError: there are none, the file cannot be read, or it lacks the column of the texts.
+            UserError: there are none, the file cannot be read, or it lacks a column of texts.
         """
-        column, length = self.config.text, self.config.length
+        columns, length = self.config.columns, self.config.length
         if isinstance(inputs, (str, Path)):
-            texts = read(inputs).column(column)
+            table = read(inputs)
+            sides = [table.column(name) for name in columns]
         else:
-            rows = [{column: row} if isinstance(row, str) else row for row in inputs]
-            texts = from_rows(rows, [column]).cells[column]
-        ids = self.vocabulary.ids(texts)
-        tokens = self.vocabulary.fill(ids, length, bos=True, eos=True)
+            rows = [{columns[0]: row} if isinstance(row, str) else row for row in inputs]
+            table = from_rows(rows, columns)
+            sides = [table.cells[name] for name in columns]
+        tokens, ids = encoded(self.vocabulary, sides, length)
         return tokens, remarks(ids, length - 2, self.vocabulary)
 
     def decode(self, action: Tensor) -> list[Any]:

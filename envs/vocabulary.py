@@ -62,6 +62,7 @@ class Vocabulary:
         self.pad, self.bos, self.eos = found["pad"][0], found["bos"][0], found["eos"][0]
         self.unk: int | None = next(iter(found["unk"]), None)
         self.special = sorted({ids[0] for ids in found.values() if ids})
+        self.between = [self.eos] * (2 if known.get("</s>") == self.eos else 1)  # two texts; RoBERTa's way, or BERT's
 
     @classmethod
     def train(cls, texts: Iterable[str], kind: str, size: int) -> Vocabulary:
@@ -115,6 +116,14 @@ class Vocabulary:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, as many as it has."""
         return [found.ids for found in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def pair(self, first: Sequence[int], second: Sequence[int], room: int) -> list[int]:
+        """Return two texts' tokens with an end between them, at most ``room``; the longer one is cut first."""
+        room -= len(self.between)
+        shorter, longer = sorted((len(first), len(second)))
+        kept = min(shorter, max(room - longer, room // 2))
+        most = (room - kept, kept) if len(first) > len(second) else (kept, room - kept)
+        return [*first[: most[0]], *self.between, *second[: most[1]]]
 
     def encode(
         self,

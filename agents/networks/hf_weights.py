@@ -1,7 +1,7 @@
 """Families of models in Hugging Face's layout, as keywords and weights of our Transformers.
 
-BERT and RoBERTa add a vector T_s to each token of segment s. A text alone is segment 0, so that T_0 is the same
-everywhere and our positions are P_t + T_0. RoBERTa's positions begin behind the number of its padding. GPT-2 keeps its
+BERT and RoBERTa add a vector T_s to each token of segment s. As T_0 stands nearly everywhere, our positions are
+P_t + T_0 and our segments T_s - T_0. RoBERTa's positions begin behind the number of its padding. GPT-2 keeps its
 matrices as (in, out), transposed to ours.
 """
 
@@ -85,6 +85,11 @@ class Bert(Family):
         return 0
 
     @property
+    def segments(self) -> int:
+        """Texts told apart."""
+        return self.type_vocab_size
+
+    @property
     def context(self) -> int:
         return self.max_position_embeddings - self.start
 
@@ -99,6 +104,7 @@ class Bert(Family):
             "activation": ACTIVATIONS[self.hidden_act],
             "eps": self.layer_norm_eps,
             "embedding_norm": True,
+            "segments": self.segments,
         }
 
     def weights(self, tensors: Tensors, layers: int) -> Weights:
@@ -107,6 +113,8 @@ class Bert(Family):
         places = tensors.take("embeddings.position_embeddings.weight", self.max_position_embeddings, width)
         segments = tensors.take("embeddings.token_type_embeddings.weight", self.type_vocab_size, width)
         yield "positions.weight", places[self.start :] + segments[0]
+        if self.segments > 1:
+            yield "segments.weight", segments - segments[0]
         yield from norm(tensors, "embedding_norm", "embeddings.LayerNorm", width)
         for i in range(layers):
             ours, theirs = f"stack.layers.{i}", f"encoder.layer.{i}"
@@ -134,6 +142,10 @@ class Roberta(Bert):
     @property
     def start(self) -> int:
         return self.pad_token_id + 1
+
+    @property
+    def segments(self) -> int:
+        return 1  # two ends tell texts apart, whatever type_vocab_size says
 
 
 class GPT2(Family):

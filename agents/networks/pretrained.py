@@ -18,11 +18,21 @@ from agents.networks.encode import Network
 from agents.networks.hf_tensors import Tensors
 from agents.networks.hf_weights import Family, read_family
 from agents.networks.lora import adapt
-from agents.networks.text_model import require_tokens
+from agents.networks.text_model import last, require_tokens
 from agents.networks.transformer import Decoder, Encoder
 from rlcore.errors import UserError
 from rlcore.folders import model_folder
 from rlcore.spaces import Tokens
+
+
+class LastToken(Decoder):
+    """Reads a text: tokens (B, T) to the features (B, width) at its last token, which alone has seen all of it."""
+
+    per_token = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features (B, width) of tokens (B, T), padded on either side."""
+        return last(super().forward(tokens), tokens != self.pad)
 
 
 def pretrained(
@@ -39,7 +49,8 @@ def pretrained(
     Args:
         space: `Tokens` of the folder's own vocabulary.
         path: a folder with config.json and model.safetensors, or ``package:NAME`` for one in an installed package.
-        pool: of encoders: mean over the tokens (the default), first of them, or max.
+        pool: of encoders: mean over the tokens (the default), first of them, or max; of decoders: last, the features
+            of the last token, to classify by; None: those of each, to write by.
         layers: use the first so many; None: all.
         freeze: all, none, or a number: the embeddings and the first so many layers.
         lora: adapt the layers and freeze the rest, as {rank: 8, alpha: 16, dropout: 0.0, targets: [query, value]}.
@@ -72,10 +83,14 @@ def pretrained(
 
 def _empty(space: gym.Space[Any], family: Family, pool: str | None, options: dict[str, Any]) -> Encoder | Decoder:
     """Return the network without storage for its weights."""
-    if family.network == "decoder" and pool is not None:
-        raise UserError(f"network.kwargs.pool: got '{pool}', expected nothing: this model writes, it does not pool")
+    if family.network == "decoder" and pool not in (None, "last"):
+        raise UserError(
+            f"network.kwargs.pool: got '{pool}', expected last, or nothing: each token sees those before it"
+        )
     with torch.device("meta"):
-        return Decoder(space, **options) if family.network == "decoder" else Encoder(space, pool or "mean", **options)
+        if family.network == "encoder":
+            return Encoder(space, pool or "mean", **options)
+        return Decoder(space, **options) if pool is None else LastToken(space, **options)
 
 
 def _require_fit(space: Tokens, family: Family, folder: Path) -> None:
@@ -114,7 +129,9 @@ def _freeze(network: Encoder | Decoder, freeze: str | int) -> None:
         return
     layers = network.stack.layers
     count = _count("freeze", freeze, 0, len(layers))
-    for part in (network.embedding, network.positions, network.embedding_norm, *layers[:count]):
+    segments = getattr(network, "segments", None)
+    below = (network.embedding, network.positions, network.embedding_norm, *([segments] if segments else []))
+    for part in (*below, *layers[:count]):
         part.requires_grad_(False)
 
 

@@ -19,7 +19,7 @@ from agents.networks.encode import Network
 from agents.networks.positions import Positions, Rotation
 from agents.networks.text_model import TextModel, last, places, require_tokens
 from agents.networks.transformer_blocks import Sight, Stack
-from agents.networks.transformer_options import Options, require_known, takes_options
+from agents.networks.transformer_options import Options, require_known, require_whole, takes_options
 from rlcore.errors import UserError
 
 POOLS = ("mean", "first", "max")
@@ -51,9 +51,13 @@ class Transformer(Network):
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> tuple[Tensor, Rotation | None]:
         """Return x_0 (B, T, width) of tokens (B, T) at places ``at`` (B, T), None: 0 .. T - 1; and the rotation."""
-        x = self.embedding(tokens)
-        x, rotation = self.positions(x * self.scale if self.scale != 1.0 else x, at)
+        x, rotation = self.positions(self.looked_up(tokens), at)
         return self.dropout(self.embedding_norm(x)), rotation
+
+    def looked_up(self, tokens: Tensor) -> Tensor:
+        """Return E[token] (B, T, width) of tokens (B, T)."""
+        x = self.embedding(tokens)
+        return x * self.scale if self.scale != 1.0 else x
 
     def require_context(self, length: int) -> None:
         """Check that a text of so many places fits.
@@ -86,24 +90,42 @@ def pooled(features: Tensor, mask: Tensor | None, pool: str) -> Tensor:
     return features.gather(1, first.expand(-1, 1, features.shape[2])).squeeze(1)
 
 
+def segments(tokens: Tensor, eos: int | None, most: int) -> Tensor:
+    """Return how many texts ``eos`` (None: nothing) has ended before each token (B, T) int64, at most ``most`` - 1."""
+    ends = (tokens == (-1 if eos is None else eos)).long()
+    return (ends.cumsum(1) - ends).clamp(max=most - 1)
+
+
 @takes_options()
 class Encoder(Transformer):
-    """Reads a text: tokens (B, T), all of which see one another, to features (B, width).
+    """Reads a text, or several with an end each: tokens (B, T), all of which see one another, to features (B, width).
 
     Args:
         space: `Tokens`.
         pool: mean over the tokens, first of them, or max.
+        segments: texts told apart: S_s is added to E[token] in the s-th one, and the last S in all that follow; 1:
+            nothing is added.
         options: see `Options`.
     """
 
     name = "encoder"
 
-    def __init__(self, space: gym.Space[Any], pool: str = "mean", **options: Any) -> None:
+    def __init__(self, space: gym.Space[Any], pool: str = "mean", segments: int = 1, **options: Any) -> None:
         chosen = Options(**options)
         super().__init__(space, chosen)
-        self.pool = pool
+        self.pool, self.eos = pool, require_tokens(space, self.name).eos
         require_known("pool", pool, POOLS)
+        require_whole("segments", segments)
+        self.segments = nn.Embedding(segments, chosen.width) if segments > 1 else None
+        if self.segments is not None:
+            nn.init.normal_(self.segments.weight, std=0.02)
         self.stack = Stack(chosen)
+
+    def looked_up(self, tokens: Tensor) -> Tensor:
+        x = super().looked_up(tokens)
+        if self.segments is None:
+            return x
+        return x + self.segments(segments(tokens, self.eos, self.segments.num_embeddings))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return features (B, width) of tokens (B, T)."""
