@@ -34,6 +34,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "source.batch_size": 8,
         },
     ),
+    "dqn-decay": (
+        "cartpole_dqn",
+        {**test_resume.CASES["dqn-segments"][1], "optim.accumulate": 1, "optim.precision": "fp32", "optim.clip": 0.5},
+    ),
     "ddpg": ("pendulum_ddpg", {**test_resume.REPLAY}),
     "language-model": ("shakespeare", {"agent.network.kwargs": {"layers": 1, "heads": 2, "width": 16, "dropout": 0.2}}),
 }
@@ -112,16 +116,11 @@ def test_what_is_traced_is_the_update(case: str) -> None:
     _assert_same_updates(case, 8)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "dqn-segments",
-        *(
-            pytest.param(case, marks=pytest.mark.slow)
-            for case in ("td3-pendulum", "sac-pendulum", "transformer-dropout", "dqn-accumulate", "ppo-native", "pqn")
-        ),
-    ],
-)
+COMPILED = ["dqn-decay", "dqn-accumulate", "td3-pendulum", "sac-pendulum", "transformer-dropout", "ppo-native", "pqn"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COMPILED)
 def test_what_is_compiled_is_the_update(case: str) -> None:
     _assert_same_updates(case, 20)
 
@@ -169,6 +168,18 @@ def test_every_optimiser_with_every_option(name: Any, options: dict[str, Any]) -
         torch.testing.assert_close(test_optim.weights(again), test_optim.weights(plain), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(_moments(compiled), _moments(optim), rtol=1e-9, atol=1e-12)
     assert compiled.groups["main"].compiled
+
+
+def test_generated_code_learns_as_the_module_does() -> None:
+    settings = OptimConfig(lr=0.05, clip=0.1, schedule=Schedule(kind="linear", start=1.0, end=0.1))
+    plain, optim, again, compiled = _both(settings)
+    for i in range(20):
+        batch, clock = test_optim.double(test_optim.batch(7, i)), Clock(20, 20, iterated=i)
+        out, _ = optim.update(plain, batch, clock)
+        other, _ = compiled.update(again, batch, clock)
+        torch.testing.assert_close(other.metrics, out.metrics, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(test_optim.weights(again), test_optim.weights(plain), rtol=1e-9, atol=1e-12)
+    assert compiled.compiler is not None and None not in compiled.compiler.updates.values()
 
 
 @pytest.mark.usefixtures("interpreted")
