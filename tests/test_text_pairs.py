@@ -147,8 +147,8 @@ def test_pairs_are_written_and_cut_as_the_models_own_tokenizers_do(
     theirs.enable_padding(length=length, pad_id=0, pad_token=NAMES[kind][0])
     expected = theirs.encode(" ".join(first), " ".join(second))
     ours = Vocabulary(tokenizer(kind))
-    ids = (ours.ids([" ".join(side)])[0] for side in (first, second))
-    row = ours.fill([ours.pair(*ids, length - 2)], length, bos=True, eos=True)
+    one, two = ours.ids([" ".join(side) for side in (first, second)])
+    row = ours.fill([ours.pair(one, two, length - 2)], length, bos=True, eos=True)
     assert row.tolist() == [expected.ids]
     if kind == "bert":
         mask = torch.tensor([expected.attention_mask]).bool()
@@ -229,6 +229,8 @@ def writer(folder: Path) -> dict[str, Any]:
 
 def test_conformance(tmp_path: Path) -> None:
     check_agent(recipe(tmp_path))
+    bag = {"agent.network.name": "ngrams", "agent.network.kwargs": {"buckets": 64}}
+    check_agent(config.override(recipe(tmp_path), bag))
     check_agent(writer(tmp_path))
 
 
