@@ -63,12 +63,15 @@ def train(
 
 def _train(recipe: Any, out: str | Path | None, resume: bool, quiet: bool, overrides: Mapping[str, Any]) -> Run:
     """Prepare a run's folder, or find it, and train in it."""
-    with opened(recipe, out, resume, overrides) as begun:
-        with Progress(begun.config.budget.frames, quiet=quiet or distributed.rank() > 0) as progress:
-            with fitting(begun, progress) as finish:
-                with interruptible(begun.trainer):
-                    begun.trainer.fit()
-                return finish()
+    quiet = quiet or distributed.rank() > 0
+    with (
+        opened(recipe, out, resume, overrides) as begun,
+        Progress(begun.config.budget.frames, quiet) as progress,
+        fitting(begun, progress) as finish,
+    ):
+        with interruptible(begun.trainer):
+            begun.trainer.fit()
+        return finish()
 
 
 class Begun(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rlcore import build, study, workers
+from rlcore import benchmark_together, build, study, workers
 from rlcore import config as configs
 from rlcore import results as report
 from rlcore.callbacks import Log
@@ -166,7 +166,7 @@ def _train(wanted: study.Set, every: list[study.Job], options: argparse.Namespac
 def main(arguments: list[str]) -> None:
     """Measure."""
     parser = Parser("Benchmarks. Run them with nothing else running on the machine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results|speed")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results|speed|together")
     host = commands.add_parser(
         "hosting",
         help="the Trainer against a bare loop",
@@ -193,7 +193,11 @@ def main(arguments: list[str]) -> None:
     many.add_argument("--report-only", action="store_true", help="train nothing")
     many.json()
     speed.add(commands)
+    benchmark_together.add(commands)
     options = parser.read(arguments)
+    if options.command == "together":
+        benchmark_together.run(options)
+        return
     if options.command == "speed":
         speed.run(options)
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlcore import config as configs
-from rlcore import helptext, plain_yaml, runs
+from rlcore import helptext, plain_yaml, readable, runs
 from rlcore.errors import UserError, nearest, note
 
 
@@ -138,6 +138,8 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out (or CONFIG) [the latest]")
     text = "train K runs, each on another K-th held out, and report their mean (tasks over rows)"
     parser.add_argument("--folds", type=positive, metavar="K", help=text)
+    text = "train several seeds in this process, their updates as one, and report their statistics"
+    parser.add_argument("--seeds", metavar="N|A-B", help=text)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.plugins()
     parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
@@ -148,24 +150,34 @@ def train(argv: list[str]) -> None:
         raise UserError(f"expected one CONFIG, got {len(options.config)}: {' '.join(options.config)}")
     _import(options.plugin)
     if options.help:
-        parser.usage = "%(prog)s [CONFIG] [--seed N] [--out DIR] [--resume] [--folds K] [--init RUN] [--NAME=VALUE ...]"
+        kinds = "[--resume] [--folds K] [--seeds N|A-B] [--init RUN]"
+        parser.usage = f"%(prog)s [CONFIG] [--seed N] [--out DIR] {kinds} [--NAME=VALUE ...]"
         parser.epilog = helptext.settings()
         return parser.print_help()
     config = options.config[0] if options.config else None
     if not options.resume:  # bad settings are told before torch is loaded
         configs.validate(configs.override(configs.read(config or "cartpole_dqn"), settings))
+    if options.folds and options.seeds:
+        raise UserError("--seeds: expected no --folds beside it")
+    how = {"out": options.out, "resume": options.resume, "quiet": options.quiet}
     if options.folds:
         from rlcore import folds
 
-        how = {"out": options.out, "resume": options.resume, "quiet": options.quiet}
         found = folds.train(config, options.folds, **how, **settings)
         return None if options.quiet else print(folds.table(found))
     from rlcore import api
 
+    if options.seeds:
+        from rlcore import together
+
+        several = together.train(config, together.seeds(options.seeds), **how, **settings)
+        evaluations = [one.result["evaluation"] for one in several]
+        result = api.over_runs([one.path for one in several], evaluations)
+        return None if options.quiet else print(readable.report(str(several[0].path.parent / "seed-*"), result))
     quiet = options.quiet or os.environ.get("RANK", "0") != "0"  # of torchrun's ranks the first one speaks
     run = api.train(config, out=options.out, resume=options.resume, quiet=quiet, **settings)
     if not quiet:
-        print(_report(str(run.path), run.result["evaluation"]))
+        print(readable.report(str(run.path), run.result["evaluation"]))
         why = f" (stopped: {run.result['stopped']})" if "stopped" in run.result else ""
         seconds = run.result["train_seconds"]
         print(f"{run.result['frames']} frames in {seconds:.1f} s of training{why}; run: {run.path}")
@@ -218,7 +230,7 @@ def evaluate(argv: list[str]) -> None:
     if options.json:
         return print(json.dumps(result))
     mistakes = result.pop("mistakes", "")
-    print("\n\n".join(filter(None, (_report(" ".join(options.runs), result), mistakes))))
+    print("\n\n".join(filter(None, (readable.report(" ".join(options.runs), result), mistakes))))
 
 
 @guarded
@@ -242,7 +254,9 @@ def predict(argv: list[str]) -> None:
     predictions, remarks = predicted(folder, options.inputs, options.checkpoint)
     for remark in remarks:
         note(remark)
-    print(json.dumps(predictions, ensure_ascii=False) if options.json else "\n".join(map(_readable, predictions)))
+    print(
+        json.dumps(predictions, ensure_ascii=False) if options.json else "\n".join(map(readable.readable, predictions))
+    )
 
 
 @guarded
@@ -266,7 +280,7 @@ def generate(argv: list[str]) -> None:
     parser.plugins()
     parser.json()
     options = parser.read(argv)
-    prompts = [*options.prompt, *(_lines(options.file) if options.file else [])]
+    prompts = [*options.prompt, *(readable.lines(options.file) if options.file else [])]
     if not prompts:
         raise UserError("--prompt: got none, expected --prompt TEXT or --file FILE")
     _import(options.plugin)
@@ -300,38 +314,6 @@ def list_runs(argv: list[str]) -> None:
         return
     rows = runs.listing(options.folder)
     print(json.dumps(rows) if options.json else runs.table(rows))
-
-
-def _report(name: str, result: dict[str, Any]) -> str:
-    """Return an evaluation as readable lines."""
-    runs_of = f"{len(result['runs'])} runs, each " if "runs" in result else ""
-    episodes = f"{runs_of}{result['episodes']} episodes, seed {result['seed']}"
-    lines = [
-        f"evaluation of {name} ({episodes})",
-        f"  mean {result['mean']:.6g}   std {result['std']:.4g}   min {result['min']:.6g}   max {result['max']:.6g}",
-        f"  iqm  {result['iqm']:.6g}   95 % interval [{result['ci_low']:.6g}, {result['ci_high']:.6g}]",
-    ]
-    usual = {"episodes", "seed", "mean", "std", "iqm", "ci_low", "ci_high", "min", "max", "returns", "runs"}
-    own = [f"{key} {value:.6g}" for key, value in result.items() if key not in usual]
-    return "\n".join([*lines, *(["  " + "   ".join(own)] if own else [])])
-
-
-def _readable(value: Any) -> str:
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
-
-
-def _lines(file: str) -> list[str]:
-    """Return the lines of a text file that are not empty.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"--file {file}: expected a readable text file, got: {why}") from None
-    return [line for line in text.splitlines() if line]
 
 
 def positive(text: str) -> int:

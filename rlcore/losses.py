@@ -90,7 +90,8 @@ def categorical_projection(atoms: Tensor, target_atoms: Tensor, probs: Tensor) -
 
 def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Return ``sum_i target[i] log(target[i] / softmax(logits)[i])`` (B,), with 0 log 0 = 0, for two (B, Z)."""
-    return F.kl_div(logits.log_softmax(-1), target.detach(), reduction="none").sum(-1)
+    target = target.detach()
+    return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
 
 
 def midpoints(n: int) -> Tensor:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rlcore import api, runs
 from rlcore import config as configs
@@ -26,7 +24,7 @@ from rlcore.progress import Progress
 from rlcore.run import Run, load
 from rlcore.stacked import Stack
 from rlcore.trainer import Trainer, sent
-from rlcore.types import Batch
+from rlcore.types import Batch, Loss
 
 
 def seeds(text: str) -> list[int]:
@@ -76,7 +74,8 @@ def train(
     overrides["compile"] = "off"
     folder, recipe = _folder(recipe, seeds, out, resume, overrides)
     paths = {seed: folder / f"seed-{seed}" for seed in seeds}
-    todo = [seed for seed in seeds if not (resume and runs.read_json(paths[seed] / "result.json").get("status") == "finished")]
+    kept = [seed for seed in seeds if resume and runs.describe(paths[seed])["status"] == "finished"]
+    todo = [seed for seed in seeds if seed not in kept]
     failed: dict[int, BaseException] = {}
     with ExitStack() as stack:
         begun: dict[int, Begun] = {}
@@ -101,7 +100,8 @@ def _folder(
 ) -> tuple[Path, Any]:
     """Return the study's folder, and the recipe where one is needed."""
     if not resume:
-        config = configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), {**overrides, "seed": seeds[0]}))
+        settings = configs.override(configs.read(recipe or "cartpole_dqn"), {**overrides, "seed": seeds[0]})
+        config = configs.validate(settings)
         if out is not None and list(Path(out).glob("seed-*")):
             raise UserError(f"--out {out}: holds seeds already; add --resume to continue them, or give another folder")
         return runs.create(out, config), recipe or "cartpole_dqn"
@@ -139,28 +139,30 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> dict[int, BaseExcept
     return failed
 
 
-def fit(trainers: Mapping[int, Trainer], ended: Any) -> None:
-    """Train several trainers of one recipe, by seed, to their ends; ``ended(seed, Diverged or None)`` tells of each.
+def fit(trainers: Mapping[int, Trainer], ended: Callable[[int, Diverged | None], None]) -> None:
+    """Train several trainers of one recipe, by seed, to their ends; ``ended`` is told of each, and what it met.
+
+    Of the time, each counts as its own what it spends itself, and its share of the common updates.
 
     Raises:
         UserError: something of the agent or its settings can only be trained alone.
     """
     asking = {seed: trainer.run() for seed, trainer in trainers.items()}
     asked: dict[int, Batch] = {}
+    since: dict[int, float] = {}  # when
     stack: Stack | None = None
 
-    def advance(seed: int, out: Any) -> None:
+    def advance(seed: int, out: Loss | None) -> None:
         error = None
         try:
             batch = next(asking[seed], None) if out is None else sent(asking[seed], out)
         except Diverged as met:
             batch, error = None, met
-        if batch is not None:
-            asked[seed] = batch
-            return
-        asked.pop(seed, None)
-        trainers[seed].agent.eval()
-        ended(seed, error)
+        if batch is None:
+            asked.pop(seed, None)
+            ended(seed, error)
+        else:
+            asked[seed], since[seed] = batch, time.perf_counter()
 
     for seed, trainer in trainers.items():
         trainer.agent.train()
@@ -168,9 +170,11 @@ def fit(trainers: Mapping[int, Trainer], ended: Any) -> None:
     while asked:
         if stack is None or len(stack.trainers) != len(asked):
             stack = Stack([trainers[seed] for seed in asked])
-        start = {seed: time.perf_counter() for seed in asked}
+        start = time.perf_counter()
         outs = stack.update(list(asked.values()))
+        share = (time.perf_counter() - start) / len(outs)
         for seed, out in zip(list(asked), outs, strict=True):
+            trainers[seed].train_seconds += share - (time.perf_counter() - since[seed])
             advance(seed, out)
 
 

@@ -1,0 +1,219 @@
+"""Seeds trained together learn what each learns alone, in folders of their own, and leave the others alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rlcore import api, build, config, together
+from rlcore.clock import Clock
+from rlcore.errors import Diverged, UserError
+from rlcore.optim import Optim
+from rlcore.stacked import Stack
+from rlcore.trainer import Trainer, sent
+from rlcore.tree import tmap
+from rlcore.types import Batch
+
+SEEDS = [1000, 1001, 1002]
+SMALL: dict[str, Any] = {
+    "budget.frames": 1024, "source.learning_starts": 128, "eval.every": 512, "eval.episodes": 2, "log.every": 256,
+    "eval.final_episodes": 2, "eval.final_seed": 2_000_000, "checkpoint.every": 256,
+}  # fmt: skip
+RECIPES: dict[str, dict[str, Any]] = {
+    "cartpole_dqn": {"source.learning_starts": 128, "optim.l2": 1e-3},
+    "cartpole_ppo": {"agent.target_kl": 0.02},
+    "pendulum_sac": {"source.learning_starts": 128},
+    "cartpole_c51": {"source.learning_starts": 128},
+    "pendulum_td3": {"source.learning_starts": 128},
+    "cartpole_rainbow": {"source.learning_starts": 128},
+    "cartpole_pqn": {},
+}
+
+SLOW = {"pendulum_td3", "cartpole_rainbow", "cartpole_pqn"}
+
+
+def _settings(recipe: str, seed: int, **overrides: Any) -> config.Config[Any]:
+    return config.validate(config.override(config.read(recipe), {**overrides, "seed": seed, "compile": "off"}))
+
+
+def _recorded(settings: config.Config[Any], updates: int) -> list[tuple[dict[str, int], Batch]]:
+    """Return what a run alone learnt from, in double precision, and its clock each time."""
+    trainer = build.trainer(settings)
+    asking = trainer.run()
+    trainer.agent.train()
+    batch, found = next(asking, None), []
+    while batch is not None and len(found) < updates:
+        parts = tmap(
+            lambda x: x.double() if x.is_floating_point() else x.clone(), (batch.data, batch.knobs, batch.noise)
+        )
+        found.append((trainer.clock.state_dict(), Batch(*parts)))
+        batch = sent(asking, trainer.update(batch))
+    return found
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Callable[[config.Config[Any]], Trainer]:
+    """Build trainers in double precision: there, what differs by more than rounding shows after 100 updates."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # which networks make of observations
+    return _double
+
+
+def _double(settings: config.Config[Any]) -> Trainer:
+    single = build.trainer(settings)
+    agent = single.agent.double().train()
+    return Trainer(agent, single.source, Optim(agent, settings.optim), Clock(10_000, 10_000))
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=[pytest.mark.slow] if recipe in SLOW else []) for recipe in RECIPES]
+)
+def test_a_hundred_updates_are_those_of_each_seed_alone(recipe: str, request: pytest.FixtureRequest) -> None:
+    settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in SEEDS]
+    recorded = [_recorded(one, 100) for one in settings]
+    double = request.getfixturevalue("double")
+    alone, joint = ([double(one) for one in settings] for _ in range(2))
+    for trainer in joint[1:]:
+        trainer.clock.horizon = 5_000  # schedules of their own
+    for one, other in zip(alone, joint, strict=True):
+        one.clock.horizon = other.clock.horizon
+    stack = Stack(joint)
+    for moment in zip(*recorded, strict=True):
+        for (clock, _), *trainers in zip(moment, alone, joint, strict=True):
+            for trainer in trainers:
+                trainer.clock.load_state_dict(clock)
+        batches = [batch for _, batch in moment]
+        outs = stack.update(batches)
+        for trainer, batch, out in zip(alone, batches, outs, strict=True):
+            own = trainer.update(batch)
+            assert out.metrics.keys() == own.metrics.keys()
+            torch.testing.assert_close(out.metrics, own.metrics)
+            torch.testing.assert_close(out.priority, own.priority)
+            assert bool(out.stop) == bool(own.stop)
+    for one, other in zip(alone, joint, strict=True):
+        torch.testing.assert_close(other.agent.state_dict(), one.agent.state_dict(), rtol=1e-8, atol=1e-8)
+        ours, theirs = (t.optim.state_dict() for t in (other, one))
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+        assert one.clock == other.clock
+
+
+def test_batches_of_different_shapes_are_learnt_from_alone(request: pytest.FixtureRequest) -> None:
+    settings = [_settings("cartpole_dqn", seed, **{"source.learning_starts": 128}) for seed in SEEDS[:2]]
+    recorded = [_recorded(one, 3) for one in settings]
+    double = request.getfixturevalue("double")
+    alone, joint = ([double(one) for one in settings] for _ in range(2))
+    stack = Stack(joint)
+    for k, ((_, first), (_, second)) in enumerate(zip(*recorded, strict=True)):
+        if k == 1:
+            second = Batch(*tmap(lambda x: x[:100] if x.dim() else x, (second.data, second.knobs, second.noise)))
+        stack.update([first, second])
+        for trainer, batch in zip(alone, (first, second), strict=True):
+            trainer.update(batch)
+    for one, other in zip(alone, joint, strict=True):
+        torch.testing.assert_close(other.agent.state_dict(), one.agent.state_dict(), rtol=1e-8, atol=1e-8)
+
+
+def test_every_seed_is_a_run_of_its_own(tmp_path: Path) -> None:
+    found = together.train("cartpole_dqn", SEEDS[:2], out=tmp_path / "study", **SMALL)
+    assert [run.path for run in found] == [tmp_path / "study" / f"seed-{seed}" for seed in SEEDS[:2]]
+    assert [run.config.seed for run in found] == SEEDS[:2]
+    first = found[0].result
+    assert first["status"] == "finished" and first["frames"] == 1024 and first["updates"] == 224
+    again = api.evaluate(found[0].path)
+    assert again["returns"] == first["evaluation"]["returns"]
+    both = api.evaluate(str(tmp_path / "study" / "*"))
+    assert both["returns"] == [run.result["evaluation"]["mean"] for run in found]
+    alone = api.train("cartpole_dqn", out=tmp_path / "alone", seed=SEEDS[0], compile="off", **SMALL)
+    weights, own = found[0].agent.state_dict(), alone.agent.state_dict()
+    torch.testing.assert_close(weights, own, rtol=1e-3, atol=1e-3)  # the same seed: rounding alone differs
+
+
+def _files(run: Path) -> dict[str, bytes]:
+    newest = max((run / "checkpoints").glob("[0-9]*"))
+    return {path.name: path.read_bytes() for path in sorted(newest.iterdir()) if path.suffix != ".json"}
+
+
+def test_interrupted_studies_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = together.train("cartpole_dqn", SEEDS[:2], out=tmp_path / "whole", **SMALL)
+    update, count = Stack.update, 0
+
+    def interrupting(stack: Stack, batches: Any) -> Any:
+        nonlocal count
+        count += 1
+        for trainer in stack.trainers:
+            trainer.interrupted |= count == 40
+        return update(stack, batches)
+
+    monkeypatch.setattr(Stack, "update", interrupting)
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt, match=f"--seeds 1000-1001 --resume --out {cut}"):
+        together.train("cartpole_dqn", SEEDS[:2], out=cut, **SMALL)
+    assert json.loads((cut / "seed-1001" / "result.json").read_text())["status"] == "interrupted"
+    monkeypatch.undo()
+    resumed = together.train(cut, SEEDS[:2], resume=True)
+    for one, other in zip(whole, resumed, strict=True):
+        for (name, a), b in zip(one.agent.state_dict().items(), other.agent.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_a_seed_that_meets_nan_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Stack.update
+
+    def breaking(stack: Stack, batches: Any) -> Any:
+        broken = stack.trainers[0]
+        if len(stack.trainers) == 3 and broken.clock.updates == 30:
+            broken.optim.groups["main"].flat.data[0] = torch.nan
+        return update(stack, batches)
+
+    monkeypatch.setattr(Stack, "update", breaking)
+    with pytest.raises(Diverged, match=r"1 of 3 seeds failed, first seed 1000: .* became NaN"):
+        together.train("cartpole_dqn", SEEDS, out=tmp_path / "study", **SMALL)
+    status = [json.loads((tmp_path / "study" / f"seed-{s}" / "result.json").read_text())["status"] for s in SEEDS]
+    assert status == ["failed", "finished", "finished"]
+    monkeypatch.undo()
+    alone = api.train("cartpole_dqn", out=tmp_path / "alone", seed=SEEDS[2], compile="off", **SMALL)
+    weights = api.load(tmp_path / "study" / f"seed-{SEEDS[2]}").agent.state_dict()
+    torch.testing.assert_close(weights, alone.agent.state_dict(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("cartpole_dqn", {"optim.accumulate": 2}, "optim.accumulate is above 1"),
+        ("cartpole_dqn", {"optim.precision": "bf16"}, "optim.precision is not fp32"),
+        ("cartpole_dqn", {"compile": "on"}, "compile: got on, expected off with --seeds"),
+        ("cartpole_dqn", {"seed": 3}, "--seeds: got --seed beside it"),
+        ("digits_resnet", {}, "layer BatchNorm2d"),
+        ("digits_vit", {"agent.network.kwargs.dropout": 0.1}, "layer Dropout|called random operation"),
+    ],
+)
+def test_what_is_trained_alone_is_said(tmp_path: Path, recipe: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        together.train(recipe, [1000, 1001], out=tmp_path / "study", **overrides)
+
+
+def test_an_agent_whose_loss_reads_more_than_its_tensors_is_refused() -> None:
+    trainers = [build.trainer(_settings("cartpole_dqn", seed, **{"source.learning_starts": 128})) for seed in SEEDS[:2]]
+    for k, trainer in enumerate(trainers):
+        trainer.agent.config = trainer.agent.config.model_copy(update={"loss": ("mse", "huber")[k]})
+        with torch.no_grad():
+            nn.init.constant_(trainer.agent.online.advantage.bias, 10.0)  # type: ignore[union-attr]
+    asking = [trainer.run() for trainer in trainers]
+    with pytest.raises(UserError, match="its loss depends on more than its tensors and the batch"):
+        Stack(trainers).update([next(one) for one in asking])
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", [0, 1, 2]), ("1000-1001", [1000, 1001]), ("7-7", [7])])
+def test_seeds_are_read(text: str, expected: list[int]) -> None:
+    assert together.seeds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "a", "3-1", "-1", "1,2"])
+def test_bad_seeds_are_told(text: str) -> None:
+    with pytest.raises(UserError, match=f"--seeds: got '{text}', expected a number of seeds or A-B"):
+        together.seeds(text)
