@@ -14,6 +14,7 @@ _IDS = {  # gymnasium's id -> the name registered with rlcore
     "rlcore/MountainCar-v0": "MountainCar-v0",
     "rlcore/Pendulum-v1": "Pendulum-v1",
     "rlcore/CartPolePositions-v1": "CartPolePositions-v1",
+    "rlcore/PixelBreakout-v0": "PixelBreakout-v0",
     "rlcore/BitFlip-v0": "BitFlip",
     "rlcore/Tabular-v0": "tabular",
     "rlcore/Line-v0": "line",

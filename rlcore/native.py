@@ -40,9 +40,9 @@ def library(x: Any) -> Any:
     return np if isinstance(x, np.ndarray) else torch
 
 
-def constant(value: Any, device: torch.device) -> Any:
-    """Return float64 numbers as what `array` makes of tensors; NumPy is twice as fast on those as on Python's."""
-    return array(torch.tensor(value, dtype=torch.float64, device=device))
+def constant(value: Any, device: torch.device, dtype: torch.dtype = torch.float64) -> Any:
+    """Return numbers as what `array` makes of tensors; NumPy is twice as fast on those as on Python's."""
+    return array(torch.tensor(value, dtype=dtype, device=device))
 
 
 def same(x: Any) -> Any:
@@ -72,8 +72,13 @@ def float32(x: Any) -> Any:
     return rows
 
 
-def bits(x: Tensor) -> Any:
-    """Return what `array` does of an int64 tensor, as uint64 where that is NumPy's: for `mix` and `unit`."""
+def whole(x: Any) -> Any:
+    """Return an array or a tensor in int64."""
+    return x.long() if isinstance(x, Tensor) else x.astype(np.int64)
+
+
+def bits(x: Any) -> Any:
+    """Return what `array` does of int64 numbers, as uint64 where that is NumPy's: for `mix` and `unit`."""
     view = array(x)
     return view.view(np.uint64) if isinstance(view, np.ndarray) else view
 

@@ -13,10 +13,11 @@ from envs.bit_flip import BitFlip
 from envs.cartpole import CartPole, CartPolePositions
 from envs.mountain_car import MountainCar
 from envs.pendulum import Pendulum
+from envs.pixel_breakout import PixelBreakout
 from rlcore.native import uniforms
 from rlcore.tree import leaves
 
-NATIVE = [Acrobot, BitFlip, CartPole, CartPolePositions, MountainCar, Pendulum]
+NATIVE = [Acrobot, BitFlip, CartPole, CartPolePositions, MountainCar, Pendulum, PixelBreakout]
 
 
 def random_actions(env: Any, n: int) -> torch.Tensor:

@@ -21,6 +21,10 @@ import rlcore
 from rlcore import checkpoint
 from rlcore.testing.agents import first_difference
 
+# Once for all tests of a session: environment workers come from the same server.
+multiprocessing.set_forkserver_preload(
+    ["rlcore.api", "agents.dqn", "agents.supervised", "envs.tabular", "ale_py", "Box2D"]
+)
 TINY = {"network": {"name": "mlp", "kwargs": {"hidden": [16]}}}
 REPLAY: dict[str, Any] = {
     "source": {"learning_starts": 64, "batch_size": 16, "updates_per_frame": 0.5, "capacity": 300},
@@ -78,6 +82,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pqn-minatar": (
         "minatar_breakout_pqn",
         {"budget.frames": 3000, "env.num_envs": 4, "source.horizon": 8, "source.minibatches": 2, "eval.max_steps": 50},
+    ),
+    "pqn-pixels": (
+        "pixel_breakout_pqn",
+        {"budget.frames": 800, "env.num_envs": 4, "source.horizon": 8, "source.minibatches": 2, "eval.max_steps": 50},
     ),
     "dqn-rollout": ("cartpole_online_q", {"budget.frames": 1500}),
     "dqn-accumulate": ("cartpole_dqn", {**REPLAY, "budget.frames": 1500, "optim.accumulate": 3}),
@@ -169,7 +177,6 @@ def _train(recipe: str, overrides: dict[str, Any], out: Path, resume: bool) -> N
 def _killed(recipe: str, overrides: dict[str, Any], out: Path, rng: random.Random) -> None:
     """Train in a child process and kill it at a random moment after its first checkpoint."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rlcore.api", "agents.dqn", "agents.supervised", "envs.tabular", "ale_py", "Box2D"])
     child = context.Process(target=_train, args=(recipe, overrides, out, False))
     child.start()
     assert child.pid is not None
