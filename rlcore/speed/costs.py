@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def _process(code: str, *arguments: str) -> float:
 
 
 def memory(job: Job) -> Values:
-    """Fill replay buffers and measure by how much the process grows. The job: transitions, frames."""
+    """Fill replay buffers and measure by how much the process grows (Linux only). The job: transitions, frames."""
     transitions, frames = job["transitions"], job["frames"]
     flat, arrays = _grown(lambda: _fill(ReplayBuffer(transitions, 64, _cartpole(64)), lambda _: _cartpole(64)))
     stacks = _Stacks(8)
@@ -82,10 +82,17 @@ def memory(job: Job) -> Values:
 
 
 def _grown(fill: Callable[[], int]) -> tuple[int, int]:
-    """Return by how many bytes the process's peak grows, and the bytes that the steps stored have."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return by how many bytes the process's memory grows at its peak, and the bytes that the steps stored have."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports take more than small buffers
+    before = _status("VmRSS")
     size = fill()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), size
+    return _status("VmHWM") - before, size
+
+
+def _status(name: str) -> int:
+    """Return one of Linux's numbers on this process's memory, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def _fill(buffer: ReplayBuffer, steps: Callable[[int], Any]) -> int:

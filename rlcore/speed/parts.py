@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlcore import config as configs
 from rlcore.speed.peer import GOAL, Job
 
 Size = Literal["quick", "standard", "full"]
@@ -214,15 +215,12 @@ def _solve(size: Size) -> Comparison:
     mine, theirs = {"quick": (1, 1), "standard": (10, 3), "full": (10, 10)}[size]
     budget = _frames(size, 3_000, 500_000, 500_000)
 
-    def recipe(name: str, frames: int, about: float) -> Contender:
-        return Contender(name, "ours", {"config": name, "overrides": _EAGER, "frames": min(frames, budget)}, about)
+    def recipe(name: str) -> Contender:
+        frames = min(configs.validate(configs.read(name)).budget.frames, budget)
+        return Contender(name, "ours", {"config": name, "overrides": _EAGER, "frames": frames}, 10)
 
-    ours = [
-        recipe("cartpole_fast_pqn", 100_000, 6),
-        recipe("cartpole_fast_dqn", 100_000, 8),
-        recipe("cartpole_pqn", 100_000, 8),
-        recipe("cartpole_dqn", 200_000, 12),
-    ]
+    fast = sorted(path.stem for path in configs.recipes().glob("cartpole_fast_*.yaml"))
+    ours = [recipe(name) for name in (*fast, "cartpole_pqn", "cartpole_dqn")]
     theirs_at = [
         _sb3("DQN", _ZOO_DQN, min(50_000, budget), 70),
         _sb3("PPO", _ZOO_PPO, min(100_000, budget), 50, num_envs=8),
@@ -331,7 +329,7 @@ def _nanogpt(size: Size) -> list[Comparison]:
         Contender("ours, eager", "ours", {**job, "overrides": _EAGER, "frames": 12 * short}, 12),
         theirs(short, 10**9, 14),
     ]
-    fast = {"goal": NANOGPT_LOSS, "look": 12 * 50, "frames": 12 * (20 if quick else 1_000)}
+    fast = {"goal": NANOGPT_LOSS, "look": 12 * (10 if quick else 100), "frames": 12 * (20 if quick else 1_000)}
     until = [
         Contender("ours, eager, `shakespeare`, 1,000 updates", "ours", {**job, **fast, "overrides": _FAST_TEXT}, 90),
         theirs(whole, look, 190),
@@ -342,7 +340,7 @@ def _nanogpt(size: Size) -> list[Comparison]:
     )
     losses = (
         f"nanoGPT makes its 2,000 updates; ours ends where its validation loss is {NANOGPT_LOSS} or less, looked at "
-        "every 50 updates. nanoGPT's losses are means over 20 random batches, ours over the whole validation split. "
+        "every 100 updates. nanoGPT's losses are means over 20 random batches, ours over the whole validation split. "
     )
     title, ours = "nanoGPT's small CPU setting", [race[0].name]
     return [
