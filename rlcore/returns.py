@@ -132,9 +132,16 @@ def _accumulate(delta: Tensor, decay: float, stop: Tensor, valid: Tensor | None)
     """Return x_t = delta_t + decay x_{t+1}, without the second term at a stop, passing over invalid rows (T, N)."""
     out = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        torch.add(delta[t], following.masked_fill(stop[t], 0.0), alpha=decay, out=out[t])
-        following = out[t] if valid is None else torch.where(valid[t], out[t], following)
+    rows = zip(
+        delta.unbind(),
+        stop.unbind(),
+        out.unbind(),
+        [None] * len(delta) if valid is None else valid.unbind(),
+        strict=True,
+    )
+    for now, last, result, real in reversed(list(rows)):
+        torch.add(now, following.masked_fill(last, 0.0), alpha=decay, out=result)
+        following = result if real is None else torch.where(real, result, following)
     return out if valid is None else torch.where(valid, out, 0.0)
 
 

@@ -60,3 +60,10 @@ def test_dqn_plays_a_classification_task_better_than_chance(tmp_path: Path) -> N
 def test_the_cartpole_recipe_solves_it(seed: int, tmp_path: Path) -> None:
     run = rlcore.train("cartpole_dqn", out=tmp_path / "run", seed=seed)
     assert run.result["evaluation"]["mean"] >= 475
+
+
+@pytest.mark.parametrize("recipe", ["cartpole_fast_pqn"])
+def test_the_fast_cartpole_recipes_stop_once_they_solve_it(recipe: str, tmp_path: Path) -> None:
+    run = rlcore.train(recipe, out=tmp_path / "run", seed=1)
+    assert run.result["stopped"].startswith("eval/return_mean reached")
+    assert run.result["evaluation"]["mean"] >= 450  # of other episodes than those that ended it
