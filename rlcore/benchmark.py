@@ -22,6 +22,7 @@ from rlcore.config import Config, DatasetConfig
 from rlcore.errors import UserError, nearest, note
 from rlcore.optim import FUSED, OPTIMIZERS
 from rlcore.speed import command as speed
+from rlcore.speed import envs
 from rlcore.trainer import Trainer
 
 
@@ -166,7 +167,7 @@ def _train(wanted: study.Set, every: list[study.Job], options: argparse.Namespac
 def main(arguments: list[str]) -> None:
     """Measure."""
     parser = Parser("Benchmarks. Run them with nothing else running on the machine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results|speed|together")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="hosting|results|speed|together|envs")
     host = commands.add_parser(
         "hosting",
         help="the Trainer against a bare loop",
@@ -194,7 +195,11 @@ def main(arguments: list[str]) -> None:
     many.json()
     speed.add(commands)
     benchmark_together.add(commands)
+    envs.add(commands)
     options = parser.read(arguments)
+    if options.command == "envs":
+        envs.run(options)
+        return
     if options.command == "together":
         benchmark_together.run(options)
         return
