@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlcore.native import array, tensor
-from rlcore.records import find, minimum, pick
+from rlcore.records import find, minimum, pick, where
 from rlcore.replay import ReplayBuffer
 
 EPSILON = 1e-6  # added to |TD error|, so that nothing stored is never seen again
@@ -100,10 +100,11 @@ class Prioritized:
 
     def add(self, slot: Tensor) -> None:
         """Give what the step stored in slots (N,) made drawable the largest mass so far; forget what it replaced."""
-        stored = slot != self.buffer.slots
-        new, old = (torch.where(stored, x, slot) for x in self.buffer.turnover(self.length))
-        mass = self.largest * stored
-        self.masses.set(torch.cat([new, old]), torch.cat([mass, torch.zeros_like(mass)]))
+        at = array(slot)
+        stored = at != self.buffer.slots
+        new, old = (where(stored, array(x), at) for x in self.buffer.turnover(self.length))
+        mass = array(self.largest) * stored
+        self.masses.set(joined(new, old), joined(mass, 0.0 * mass))
 
     def draw(self, count: int, generator: torch.Generator, beta: float) -> tuple[Tensor, Tensor]:
         """Return ``count`` slots, drawn independently with replacement, and importance weights, (count,) each.
@@ -158,6 +159,11 @@ class Prioritized:
         self._items = state["items"]
         for name, value in self._tensors().items():
             value.copy_(state[name])
+
+
+def joined(x: Any, y: Any) -> Tensor:
+    """Return two arrays (N,) one after the other."""
+    return tensor(np.concatenate([x, y]) if isinstance(x, np.ndarray) else torch.cat([x, y]))
 
 
 def ascending(x: Tensor) -> Tensor:
