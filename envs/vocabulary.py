@@ -120,8 +120,7 @@ class Vocabulary:
     def pair(self, first: Sequence[int], second: Sequence[int], room: int) -> list[int]:
         """Return two texts' tokens with an end between them, at most ``room``; the longer one is cut first."""
         room -= len(self.between)
-        shorter, longer = sorted((len(first), len(second)))
-        kept = min(shorter, max(room - longer, room // 2))
+        kept = min(len(first), len(second), room // 2)  # of the shorter one
         most = (room - kept, kept) if len(first) > len(second) else (kept, room - kept)
         return [*first[: most[0]], *self.between, *second[: most[1]]]
 
