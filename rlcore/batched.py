@@ -2,6 +2,7 @@
 
 `torch.vmap` flattens its arguments and results at every call, and has no rule for linear layers and layer norms, which
 it takes apart. Here tensors come in and go out as lists, and these two have one. All else is torch's own batching.
+What is to be called often is traced once: then neither vectorising nor autograd, nor the modules, take part in it.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 _linear, _layer_norm = F.linear, F.layer_norm
@@ -35,6 +37,20 @@ def vmapped(function: Callable[[list[Tensor]], Sequence[Tensor]], tensors: Seque
         return [_functorch._remove_batch_dim(x, level, size, 0) for x in out]
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+def traced(function: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]) -> Callable[[list[Tensor]], Any]:
+    """Return a function of tensors of these shapes as the bare list of its operations, gradients included.
+
+    What is neither a tensor given nor made by the function is a constant of the result.
+    """
+    graph = make_fx(function)([x.detach() for x in tensors])
+    for node in graph.graph.nodes:
+        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            node.replace_all_uses_with(node.args[0])  # there is no graph to be detached from
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return torch.no_grad()(graph)
 
 
 @contextmanager

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.agent import Agent
-from rlcore.batched import vmapped
+from rlcore.batched import traced, vmapped
 from rlcore.errors import UserError
 from rlcore.optim import Group, make_optimizer
 from rlcore.trainer import Trainer
 from rlcore.tree import leaves, tmap
 from rlcore.types import Batch, Loss
 
+SHAPES = 4  # of batches, for which a phase is traced; others cost more
 _ALIGNED = 16  # float32 numbers: rows begin where kernels that read many numbers at once begin
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -69,6 +70,7 @@ class Stack:
                     slots[name] = stacked[id(ones[0])]
                     self.slots.append((slots, name))
                     self.tensors.append(slots[name])
+        self._graphs: dict[Any, Any] = {}  # by phase and shapes: the loss's form, and what computes it
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
     def update(self, batches: Sequence[Batch]) -> list[Loss]:
@@ -108,13 +110,13 @@ class Stack:
         out: Loss | None = None
         for name, function in self.model.phases(self.trainers[0].clock.updates):
             group = self.groups[name]
-            out = self._loss(name, function, batch)
+            out, gradients = self._loss(name, function, batch)
             self._prove(name, out.total, batches)
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"
             metrics["loss" + suffix] = out.total.detach() / out.count
             lrs = [trainer.optim.lr(name, trainer.clock) for trainer in self.trainers]
-            metrics["grad_norm" + suffix] = group.step(out, lrs)
+            metrics["grad_norm" + suffix] = group.step(gradients, out.count, lrs)
             metrics.update(out.metrics)
         assert out is not None
         k = len(self.trainers)
@@ -126,22 +128,24 @@ class Stack:
         single = [Loss(total, n, stop=stop) for total, n, stop in zip(totals, counts, stops, strict=True)]
         return single, rows, [None] * k if priority is None else priority.detach().unbind()
 
-    def _loss(self, name: str, function: Callable[[Batch], Loss], batch: Batch) -> Loss:
-        """Return a phase's loss with every tensor (K, ...)."""
-        form: list[Any] = []
+    def _loss(self, name: str, function: Callable[[Batch], Loss], batch: Batch) -> tuple[Loss, list[Tensor]]:
+        """Return a phase's loss with every tensor (K, ...), and the gradients of its group's weights (K, ...)."""
         data = batch.data, batch.knobs, batch.noise
+        inputs = [*self.tensors, *leaves(data)]
+        key = (name, function, *(x.shape for x in inputs[len(self.tensors) :]))
+        form, call = self._graphs.get(key, (None, None))
+        if call is None:
+            form, call = self._pure(name, function, data)
+            if len(self._graphs) < SHAPES * len(self.groups):
+                call = self._guarded(name, lambda: traced(call, inputs))
+                self._graphs[key] = form, call
+        results = iter(self._guarded(name, lambda: call(inputs)))
+        return tmap(lambda x: next(results) if x is ... else x, form[0]), list(results)
 
-        def run(tensors: list[Tensor]) -> list[Tensor]:
-            given = iter(tensors)
-            for (slots, slot), tensor in zip(self.slots, given, strict=False):
-                slots[slot] = tensor
-            out = function(Batch(*tmap(lambda _: next(given), data)))
-            results: list[Tensor] = []
-            form.append(tmap(lambda x: results.append(x) or ... if isinstance(x, Tensor) else x, out))
-            return results
-
+    def _guarded(self, name: str, do: Callable[[], Any]) -> Any:
+        """Do something with the model's tensors replaced, and put them back; what cannot be done is a UserError."""
         try:
-            results = iter(vmapped(run, [*self.tensors, *leaves(data)]))
+            return do()
         except RuntimeError as error:
             if name in self._proven:
                 raise
@@ -149,7 +153,32 @@ class Stack:
         finally:
             for (slots, slot), tensor in zip(self.slots, self.tensors, strict=True):
                 slots[slot] = tensor
-        return tmap(lambda x: next(results) if x is ... else x, form[0])
+
+    def _pure(self, name: str, function: Callable[[Batch], Loss], data: Any) -> tuple[list[Any], Any]:
+        """Return a phase's losses and gradients as a function of tensors, and the loss's form, filled by a call."""
+        own = {id(leaf) for leaf in self.groups[name].leaves}
+        places = {id(x): i for i, x in enumerate(self.tensors) if id(x) in own}
+        places = [places[id(leaf)] for leaf in self.groups[name].leaves]
+        form: list[Any] = []
+
+        def run(tensors: list[Tensor]) -> list[Tensor]:
+            given = iter(tensors)
+            for (slots, slot), tensor in zip(self.slots, given, strict=False):
+                slots[slot] = tensor
+            out = function(Batch(*tmap(lambda _: next(given), data)))
+            results = [out.total]  # first, and the first of the form
+            form[:] = [tmap(lambda x: results.append(x) or ... if isinstance(x, Tensor) else x, out)]
+            return results
+
+        def call(tensors: list[Tensor]) -> list[Tensor]:
+            tensors = list(tensors)
+            for i in places:
+                tensors[i] = tensors[i].detach().requires_grad_()
+            total, *results = vmapped(run, tensors)
+            gradients = torch.autograd.grad(total.sum(), [tensors[i] for i in places], materialize_grads=True)
+            return [x.detach() for x in (*results, *gradients)]
+
+        return form, call
 
     def _prove(self, phase: str, totals: Tensor, batches: Sequence[Batch]) -> None:
         """Compare a phase's first losses (K,) with those that the agents compute themselves."""
@@ -187,13 +216,11 @@ class _Rows:
                 self.optimizer.state[segment] = group.optimizer.state[segment]  # the very dict, if still empty
         self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
 
-    def step(self, out: Loss, lrs: Sequence[float]) -> Tensor:
-        """Do what `Group` does in backward and step, rowwise; return the norms (K,) before clipping."""
-        gradients = torch.autograd.grad(out.total.sum(), self.leaves, allow_unused=True)
+    def step(self, gradients: list[Tensor], count: Tensor | int, lrs: Sequence[float]) -> Tensor:
+        """Do what `Group` does in its step, rowwise; return the norms (K,) before clipping."""
         with torch.no_grad():
-            pairs = [(into, g) for into, g in zip(self.grads, gradients, strict=True) if g is not None]
-            torch._foreach_copy_([into for into, _ in pairs], [g for _, g in pairs])
-            norm = self._condition(out.count)
+            torch._foreach_copy_(self.grads, gradients)
+            norm = self._condition(count)
             for lr in dict.fromkeys(lrs):
                 rows = [k for k, own in enumerate(lrs) if own == lr]
                 for settings, factor, segments in zip(
