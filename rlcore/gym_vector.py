@@ -136,10 +136,7 @@ class GymVector(VectorEnv):
         flags = None if mask is None else mask.cpu().numpy()
         if flags is not None and not flags.any():  # none of these, of another process perhaps
             return self._obs, {} if self._mask is None else {"action_mask": self._mask}
-        if flags is None:
-            self._ended[:] = False
-        else:
-            self._ended[flags] = False
+        self._ended[... if flags is None else flags] = False
         raw, info = self._reset_env(seed, flags)
         obs = self._read(raw)
         if mask is not None:

@@ -13,7 +13,7 @@ from rlcore.errors import UserError, note
 
 # What may change when a run goes on: nothing that its training depends on (but for rounding, where updates are compiled
 # or no longer are), but how far and how it is watched.
-RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop", "compile")
+RESUMABLE = ("budget.frames", "eval", "log", "checkpoint", "stop", "compile", "env.workers")
 
 
 def resumed(

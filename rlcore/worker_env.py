@@ -120,12 +120,15 @@ class WorkerEnv(VectorEnv):
 
     def send(self, action: Tensor) -> None:
         """Let the workers that are not at work, in "fixed" order all of them, begin a step."""
-        action = action.detach()
-        for w, rows in enumerate(self._rows):
-            if not self._busy[w]:
-                self._action[rows] = action[rows]
-                self._put(w, STEP)
-                self._busy[w] = True
+        free = [w for w, at_work in enumerate(self._busy) if not at_work]
+        if len(free) == len(self._busy):
+            self._action.copy_(action)
+        else:
+            for w in free:
+                self._action[self._rows[w]] = action[self._rows[w]]
+        for w in free:
+            self._put(w, STEP)
+            self._busy[w] = True
 
     def receive(self, every: bool = False) -> Step:
         """Wait for all workers, in "arrival" order for one at least unless ``every``, and return what happened."""
