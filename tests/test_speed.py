@@ -196,7 +196,7 @@ def test_a_library_that_is_not_installed_is_a_result(monkeypatch: pytest.MonkeyP
         return no_such_library.measure(job)
 
     monkeypatch.setattr(sys, "argv", ["x", "{}"])
-    monkeypatch.setattr(peer, "one_core", lambda: None)
+    monkeypatch.setattr(peer, "one_thread", lambda cores: None)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         peer.main(measure)

@@ -123,26 +123,11 @@ class _Stacks:
         return {"obs": obs, "action": torch.ones(n).long(), "reward": torch.ones(n), **ends, "next_obs": self.next_obs}
 
 
-def table(job: Job) -> Values:
-    """Return the numbers that a module's own ``measure`` finds. The job: module, given (its keywords).
-
-    Of each of its rows, texts and whole numbers say what it is, and every other number is a value.
-    """
-    rows: Values = {}
-    for row in importlib.import_module(job["module"]).measure(**job["given"]):
-        named = ", ".join(str(x) if isinstance(x, str) else f"{name} {x:,}" for name, x in row.items() if _names(x))
-        rows |= {f"{named}: {name}": x for name, x in row.items() if isinstance(x, float)}
-    return rows
-
-
-def _names(x: Any) -> bool:
-    return isinstance(x, str | int) and not isinstance(x, bool)
-
-
 def measure(job: Job) -> dict[str, Any]:
-    """Measure what the job names."""
-    what = {"hosting": hosting, "startup": startup, "memory": memory, "table": table}[job["what"]]
-    return {"values": what(job)}
+    """Measure what the job names: one of the above, or a module's own ``measure``, given its keywords."""
+    if job["what"] == "rows":
+        return {"rows": importlib.import_module(job["module"]).measure(**job["given"])}
+    return {"values": {"hosting": hosting, "startup": startup, "memory": memory}[job["what"]](job)}
 
 
 if __name__ == "__main__":

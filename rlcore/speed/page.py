@@ -54,7 +54,7 @@ def render(bench: Bench, comparisons: Sequence[Comparison], command: str) -> str
         absent = {c.name: bench.absent(comparison, c) for c in comparison.contenders}
         if not any(found.values()) and not any(absent.values()):
             continue  # nobody asked for it yet
-        body = {"race": _race, "solve": _solve, "loss": _loss, "values": _values}[comparison.kind]
+        body = {"race": _race, "solve": _solve, "loss": _loss, "values": _values, "rows": _rows}[comparison.kind]
         header, rows = body(comparison, found)
         for contender in comparison.contenders:
             if not found[contender.name]:
@@ -153,3 +153,16 @@ def _values(comparison: Comparison, found: Mapping[str, Results]) -> tuple[Row, 
     names = list(dict.fromkeys(name for values in results for name in values))
     rows = [[name, written([values[name] for values in results if name in values])] for name in names]
     return ["", "median (smallest to largest)" if len(results) > 1 else "measured"], rows
+
+
+def _rows(comparison: Comparison, found: Mapping[str, Results]) -> tuple[Row, list[Row]]:
+    """Show a measurement's own table."""
+    rows = [row for results in found.values() for result in results.values() for row in result["rows"]]
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["", ""]
+    return [name.replace("_", " ") for name in names], [[_cell(row.get(name)) for name in names] for row in rows]
+
+
+def _cell(x: Any) -> str:
+    if x is None or isinstance(x, str):
+        return x or ""
+    return f"{x:,}" if isinstance(x, int) else number(x)

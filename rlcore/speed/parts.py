@@ -35,7 +35,7 @@ class Comparison:
     part: str
     name: str
     title: str
-    kind: Literal["race", "solve", "loss", "values"]
+    kind: Literal["race", "solve", "loss", "values", "rows"]
     contenders: list[Contender]
     repeats: int = 3
     unit: str = "frames/s"
@@ -293,14 +293,15 @@ def _values(size: Size) -> list[Comparison]:
     recipes = {"house_prices": 100, "line": 100} if quick else {"house_prices": 1_500, "line": 1_500, "shakespeare": 30}
 
     def one(part: str, title: str, job: Job, about: str, seconds: float, repeats: int = 1) -> Comparison:
-        return Comparison(part, part, title, "values", [Contender("", "costs", job, seconds)], repeats, about=about)
+        kind = "rows" if job["what"] == "rows" else "values"
+        return Comparison(part, part, title, kind, [Contender("", "costs", job, seconds)], repeats, about=about)
 
     def table(module: str) -> Job:
-        return {"what": "table", "module": f"rlcore.speed.{module}", "given": {"quick": True} if quick else {}}
+        return {"what": "rows", "module": f"rlcore.speed.{module}", "given": {"quick": True} if quick else {}}
 
     million = 20_000 if quick else 1_000_000
     return [
-        one("envs", "Environment steps", table("envs"), "Steps of all environments together, one thread.", 90),
+        one("envs", "Environment steps", {**table("envs"), "cores": 0}, "One thread each, on any core: EnvPool has its own.", 90),
         one("replay", "Replay at 10^6 transitions", table("replay"), "Cold memory, 256 transitions drawn.", 60),
         one("hosting", "What hosting costs", {"what": "hosting", "recipes": recipes, "pairs": 3 if quick else 9},
             "The Trainer, which also logs, against a bare loop: same network, batches and fused optimiser.", 90),

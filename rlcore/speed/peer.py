@@ -100,9 +100,9 @@ def _named(library: str) -> str:
         return library
 
 
-def one_core() -> None:
-    """Keep this process, and what it starts, on one core with one thread."""
-    if hasattr(os, "sched_setaffinity"):
+def one_thread(cores: int = 1) -> None:
+    """Compute with one thread, and keep this process, and what it starts, on one core (``cores`` 0: on any)."""
+    if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import torch
 
@@ -111,10 +111,11 @@ def one_core() -> None:
 
 def main(measure: Callable[[Job], dict[str, Any]]) -> None:
     """Measure the job of the command line, and print the result; a library that is not installed is said to be."""
-    one_core()
+    job = json.loads(sys.argv[1])
+    one_thread(job.get("cores", 1))
     result: dict[str, Any]
     try:
-        result = measure(json.loads(sys.argv[1]))
+        result = measure(job)
     except ModuleNotFoundError as error:
         result = {"missing": error.name}
     import torch
