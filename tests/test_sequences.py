@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from test_recurrent import MODES, Counting, CountingConfig, Parity, env
-from test_replay import Environments, NoSync, Reference, example, fields, generator
+from test_replay import Environments, NoSync, Reference, example, fields, generator, one_env
 
 from rlcore import config as configs
 from rlcore import registry
@@ -208,3 +208,10 @@ def test_an_agent_without_memory_gets_sequences_too() -> None:
     made = Replay(vector, ReplayConfig(capacity=30), seed=0, agent=Forgetful(RememberingConfig(), vector.spec))
     assert "state" not in made.buffer.state_dict()["fields"]
     assert made.buffer.sequences(torch.zeros(2, dtype=torch.int64), 4).state == ()
+
+
+def test_beyond_the_latest_step_that_step_is_repeated_and_not_valid() -> None:
+    buffer = one_env([1, 2, 4, 8, 16, 32, 64], "..t....", capacity=5)  # stored are steps 2 to 6
+    drawn = buffer.sequences(torch.tensor([4, 1]), 4)
+    assert drawn.obs.T.tolist() == [[4, 5, 6, 6], [6, 6, 6, 6]]
+    assert drawn.valid.T.tolist() == [[True, True, True, False], [True, False, False, False]]
