@@ -76,10 +76,15 @@ def test_starts_that_are_made_ahead_are_those_of_the_generator() -> None:
     saved = env.capture()
     other = CartPole(40)
     other.reset(77)
+    for _ in range(50):
+        other.step(torch.randint(2, (40,), generator=actions))
     other.restore(saved)  # what was made ahead belongs to other seeds
     for _ in range(100):
         action = torch.randint(2, (40,), generator=actions)
         assert torch.equal(env.step(action).obs, other.step(action).obs)
+
+    start = (uniforms(CartPole(40)._key, torch.zeros(40, dtype=torch.int64), 4) * 0.1 - 0.05).float()
+    assert torch.equal(env.reset(0)[0], start)
 
 
 @pytest.mark.parametrize("cls", NATIVE)
