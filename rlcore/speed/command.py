@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     text = (
         "Ours beside every installed library (pip install 'rlcore[peers]') and the checkouts given, on this machine: "
         "DQN, PPO, PQN and SAC, the time to solve CartPole, environments, replay, hosting, memory, start-up, a "
-        "language model. What was measured is kept, and the same command goes on. Takes about 25 minutes."
+        "language model. What was measured is kept, and the same command goes on. Takes about 35 minutes."
     )
     parser = commands.add_parser("speed", help="ours beside other libraries", text=text)
     parser.add_argument("--only", default="", metavar="A,B", help=f"some of {','.join(parts.PARTS)} [all]")
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     size.add_argument("--quick", action="store_true", help="everything very short: shows only that it runs")
     size.add_argument("--full", action="store_true", help="every library's published length and ten seeds: hours")
     parser.add_argument(
-        "--repeats", type=positive, metavar="N", help="of every measurement [mostly 3; to solve: 10 and 3]"
+        "--repeats", type=positive, metavar="N", help="of every measurement [mostly 2; to solve: 10 of ours, 1]"
     )
     parser.add_argument("--cleanrl", type=Path, metavar="DIR", help="a checkout of CleanRL")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT")
