@@ -50,7 +50,7 @@ class Held:
 
 def _made(recipe: str, settings: dict[str, Any], workers: int) -> tuple[Any, Any, Any]:
     """Return an overlapped source on its environment, its agent, and an environment to close."""
-    config = configs.validate(configs.override(configs.read(recipe), settings))
+    config: Any = configs.validate(configs.override(configs.read(recipe), settings))
     env: Any = make_env("CartPole-v1", 3, backend="sync", workers=workers)
     agent = build.agent(config, env.spec)
     stepped: Any = env if workers else Held(env)
@@ -154,7 +154,7 @@ def test_a_rollout_is_by_the_policy_that_its_predecessor_was_learnt_from_with() 
 
 
 def test_arrival_stores_what_was_done_and_nothing_else() -> None:
-    config = configs.validate(configs.override(configs.read("cartpole_dqn"), {**DQN, "agent.epsilon": 1.0}))
+    config: Any = configs.validate(configs.override(configs.read("cartpole_dqn"), {**DQN, "agent.epsilon": 1.0}))
     env: Any = make_env("CartPole-v1", 4, backend="sync", workers=2, order="arrival")
     agent = build.agent(config, env.spec)
     source: Any = OverlappedReplay(env, config.source, 0, agent=agent)
