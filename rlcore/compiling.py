@@ -90,8 +90,8 @@ def resolved(config: Config[Any]) -> Config[Any]:
     return chosen(config, "on" if repays and not why_not(config.device) else "off")
 
 
-def chosen(config: Config[Any], choice: Literal["on", "off"]) -> Config[Any]:
-    """Return the settings with ``choice`` in place of auto.
+def chosen(config: Config[Any], choice: Literal["auto", "on", "off"]) -> Config[Any]:
+    """Return the settings with ``choice`` (of a new run, or of the one that goes on) in place of auto.
 
     Raises:
         UserError: updates are to be compiled, and cannot be.

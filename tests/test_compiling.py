@@ -71,6 +71,7 @@ def _batches(trainer: Trainer, count: int) -> Iterator[Batch]:
 
 
 def _assert_same_updates(case: str, updates: int) -> None:
+    near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
     plain, compiled = _trainer(case, "off"), _trainer(case, "on")
     compiled.agent.load_state_dict(plain.agent.state_dict())
     try:
@@ -85,7 +86,6 @@ def _assert_same_updates(case: str, updates: int) -> None:
             again, also = compiled.optim.update(compiled.agent, batch, plain.clock)
             assert torch.equal(torch.get_rng_state(), after), "dropout left the stream elsewhere"
             assert stepped == also
-            near = {"rtol": 1e-4, "atol": 1e-5}
             torch.testing.assert_close(again.metrics, out.metrics, **near)
             torch.testing.assert_close(again.priority, out.priority, **near)
             assert bool(again.stop) == bool(out.stop)
@@ -102,6 +102,10 @@ def _assert_same_updates(case: str, updates: int) -> None:
     finally:
         plain.source.env.close()
         compiled.source.env.close()
+
+
+def _frames(budget: int) -> dict[str, Any]:
+    return {"budget.frames": budget, "eval.final_episodes": 1}
 
 
 def _moments(optim: Optim) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def test_what_is_compiled_is_the_update(case: str) -> None:
 @pytest.mark.usefixtures("interpreted")
 def test_agents_of_recorded_data(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = "cartpole_dqn" if recipe.startswith("cartpole") else "pendulum_sac"
-    run = rlcore.train(env, out=tmp_path / "run", **{"budget.frames": 200, "eval.final_episodes": 1})
+    run = rlcore.train(env, out=tmp_path / "run", **_frames(200))
     rlcore.record(run.path, tmp_path / "data.npz", episodes=2, explore=True)
     overrides = {"source.data": str(tmp_path / "data.npz"), "source.batch_size": 16}
     monkeypatch.setitem(CASES, "recorded", (recipe, overrides))
@@ -221,7 +225,7 @@ class Hidden(test_optim.Regressor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept = [self.net[2].weight]
+        self.kept: list[Any] = [self.net[2].weight]
 
     def loss(self, batch: Batch) -> Loss:
         out = super().loss(batch)
@@ -267,7 +271,7 @@ def test_auto_compiles_what_repays_it_where_it_can(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(compiling, "why_not", lambda device: why)
         return compiling.resolved(config.validate(config.override(config.read("cartpole_dqn"), overrides))).compile
 
-    long = {"budget.frames": 2_000_000, "budget.horizon": 2_000_000}
+    long: dict[str, Any] = {"budget.frames": 2_000_000, "budget.horizon": 2_000_000}
     assert choice() == "off"  # `make train` starts at once
     assert choice(**long) == "on"
     assert choice("there is no compiler", **long) == "off"
@@ -290,11 +294,11 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("interpreted")
 def test_a_run_keeps_its_choice_and_goes_on_exactly(tmp_path: Path) -> None:
-    settings = {**SMALL, "compile": "on", "budget.horizon": 600}
+    settings: dict[str, Any] = {**SMALL, "compile": "on", "budget.horizon": 600, **_frames(600)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     rlcore.train("cartpole_dqn", out=whole, **settings)
     rlcore.train("cartpole_dqn", out=cut, **{**settings, "budget.frames": 400})
-    rlcore.train(out=cut, resume=True, **{"budget.frames": 600})
+    rlcore.train(out=cut, resume=True, **_frames(600))
     assert config.read(cut)["compile"] == "on"
     assert_same_run(whole, cut)
 
@@ -307,9 +311,9 @@ def test_a_run_from_before_is_not_compiled(finished: Path, tmp_path: Path) -> No
     text = (run / "config.yaml").read_text()
     assert "compile: 'off'" in text
     (run / "config.yaml").write_text(text.replace("compile: 'off'\n", ""))
-    rlcore.train(out=run, resume=True, **{"budget.frames": 800})
+    rlcore.train(out=run, resume=True, **_frames(800))
     assert config.read(run)["compile"] == "off"
-    assert config.read(rlcore.train(out=run, resume=True, compile="off", **{"budget.frames": 1000}).path)
+    assert config.read(rlcore.train(out=run, resume=True, compile="off", **_frames(1000)).path)
 
 
 @pytest.mark.slow
