@@ -63,7 +63,7 @@ class FrameBuffer(ReplayBuffer):
         self._fresh = torch.ones(num_envs, dtype=torch.bool, device=device)  # (N,) the next obs starts an episode
         self._wrong = torch.zeros((), dtype=torch.bool, device=device)  # something stored was no stack
         self._most = stack * self.rows  # frames of spare room that are enough for episodes of one step
-        self._spare = min(max(2 * stack, self.rows // 8), self._most)
+        self._spare = min(max(2 * stack, self.rows // 20, min(self.rows // 8, 1000)), self._most)
         self._adds, self._look = 0, 1  # steps stored so far, and at which to look next
         self._frames = self._allocate_frames(tmap(lambda x: x[0, 0], example["obs"]))
 
