@@ -184,7 +184,7 @@ def test_evaluation_and_prediction_search_with_the_beam_that_is_asked_for(comman
 
 
 def test_a_beam_is_refused_where_nothing_is_written(language: Path):
-    with pytest.raises(UserError, match="beam: .* has agent 'supervised', expected one that answers prompts"):
+    with pytest.raises(UserError, match=r"beam: .* has agent 'supervised', expected one that answers prompts"):
         rlcore.evaluate(language, beam=2)
 
 
