@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch import nn
 
 from rlcore import api, build, config, together
@@ -100,6 +101,23 @@ def test_a_hundred_updates_are_those_of_each_seed_alone(recipe: str, request: py
         ours, theirs = (t.optim.state_dict() for t in (other, one))
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
         assert one.clock == other.clock
+
+
+@pytest.mark.slow
+def test_returns_come_from_the_same_distribution(tmp_path: Path) -> None:
+    """Thirty seeds together against thirty others alone (two-sample Kolmogorov-Smirnov), in the middle of learning."""
+    settings: dict[str, Any] = {"budget.frames": 6_000, "stop.metric": "", "eval.every": 0}
+    settings |= {"eval.final_seed": 2_000_000, "compile": "off"}
+    runs = together.train("cartpole_dqn", range(1000, 1030), out=tmp_path / "study", **settings)
+    joint = [run.result["evaluation"]["mean"] for run in runs]
+    single = [
+        api.train("cartpole_dqn", out=tmp_path / str(seed), seed=seed, **settings).result["evaluation"]["mean"]
+        for seed in range(1030, 1060)
+    ]
+    _, p = cast("tuple[float, float]", ks_2samp(joint, single))
+    print(sorted(joint), sorted(single), p)
+    assert len(set(joint)) > 20  # returns differ enough to tell distributions apart
+    assert p > 0.05
 
 
 def test_batches_of_different_shapes_are_learnt_from_alone(request: pytest.FixtureRequest) -> None:
