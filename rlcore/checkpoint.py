@@ -209,7 +209,8 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor  # NaN equals itself
+    # As bytes NaN equals itself. A dimension of size 1 may keep any stride in a contiguous tensor.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8) if tensor.numel() else tensor
 
 
 def _read(path: Path) -> dict[str, Tensor]:

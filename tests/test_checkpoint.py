@@ -127,6 +127,13 @@ def test_views_of_shared_storage_are_stored_alone(tmp_path):
     assert sum(file.stat().st_size for file in path.iterdir()) < 10_000
 
 
+def test_a_column_of_one_row_is_stored(tmp_path):
+    table = torch.tensor([[1.0, float("nan"), 3.0]], dtype=torch.float64)
+    state = {"column": table[:, 2], "row": table.t()[1]}  # contiguous, with strides of 3 and 1
+    loaded = checkpoint.load(checkpoint.save(tmp_path, 0, {}, state)).state
+    assert loaded["column"].tolist() == [3.0] and loaded["row"].isnan().all()
+
+
 def test_loaded_tensors_are_aligned_and_writable(tmp_path):
     for name in ("a", "a" * 9, "a" * 23):  # other lengths of header, other offsets in the file
         loaded = checkpoint.load(checkpoint.save(tmp_path, 0, {name: torch.ones(7)}, {"x": np.ones(3)}))
