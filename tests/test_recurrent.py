@@ -93,7 +93,7 @@ def test_acting_zeroes_the_state_where_an_episode_began_and_nowhere_else(mode: A
     vector = env(mode)
     actor, agent = Actor(vector, seed=0), Counting(CountingConfig(), vector.spec)
     for _ in range(30):
-        acted = actor.step(agent, {})
+        acted = actor.step(agent, {}, {})
         real = acted.step.valid
         for leaf in (acted.state["count"], acted.state["pair"][0][:, 1], acted.state["pair"][1]):
             assert torch.equal(leaf[real].float(), acted.obs[real, 0]), "state before the act = steps so far"
