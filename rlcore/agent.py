@@ -100,7 +100,11 @@ class Agent(nn.Module, ABC):
         return [("main", self.loss)]
 
     def after_update(self, clock: Clock) -> None:
-        """Move target networks. ``clock.crossed(period)`` tells whether a period in frames went by."""
+        """Move target networks. ``clock.crossed(period)`` tells whether a period in frames went by.
+
+        What is done must be elementwise: with many seeds in one process it is done once for all, on tensors (K, ...)
+        stacked of theirs, whenever their clocks agree.
+        """
 
     def observe(self, obs: Any, valid: Tensor | None = None) -> None:
         """Let the agent's normalisers learn from new observations, tree (M, ...).

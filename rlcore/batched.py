@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
 from torch.nn import functional as F
 
 _linear, _layer_norm = F.linear, F.layer_norm
@@ -49,8 +50,14 @@ def traced(function: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tenso
         if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             node.replace_all_uses_with(node.args[0])  # there is no graph to be detached from
     graph.graph.eliminate_dead_code()
+    graph.graph.set_codegen(CodeGen())  # tensors in, a list out: no trees to be taken apart
     graph.recompile()
-    return torch.no_grad()(graph)
+
+    def call(tensors: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return graph.forward(*tensors)
+
+    return call
 
 
 @contextmanager

@@ -193,8 +193,14 @@ class Meter:
         self._metrics = _Series("update")
         self._inputs = _Series("frame")
 
-    def add(self, step: int, metrics: dict[str, Tensor]) -> None:
-        """Add the metrics of update number ``step``; the dict is kept."""
+    def add(self, step: int, metrics: dict[str, Tensor], row: int | None = None) -> None:
+        """Add the metrics of update number ``step``; the dict is kept.
+
+        With ``row`` they are those of several runs, (K,) each, of which the row is this one's.
+        """
+        if row != self._metrics.row:
+            self._metrics.compact()
+            self._metrics.row = row
         rows = self._metrics.rows
         rows.append((step, metrics))
         if len(rows) >= self._COMPACT:
@@ -248,6 +254,7 @@ class _Series:
     def __init__(self, unit: str) -> None:
         self.unit = unit
         self.rows: list[tuple[int, dict[str, Tensor]]] = []
+        self.row: int | None = None  # of the tensors; None: they are wholly this series'
         self.steps: dict[str, array[int]] = {}
         self.chunks: dict[str, list[Tensor]] = {}  # each (entries,)
 
@@ -259,6 +266,8 @@ class _Series:
             if len({tensor.shape for tensor in tensors}) > 1:  # of the parts of a Dict observation
                 tensors = [tensor.sum() for tensor in tensors]
             chunk = torch.stack(tensors)
+            if self.row is not None:
+                chunk = chunk[:, self.row].clone()
             chunk = chunk.flatten(1).sum(1) if chunk.dim() > 1 else chunk
             if chunk.requires_grad:
                 raise ValueError(f"metric '{name}' carries a graph; expected a detached tensor")

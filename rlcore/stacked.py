@@ -8,8 +8,8 @@ With w (K, P) the weights of a parameter group, row k those of agent k, and B_k 
     w_k <- step(w_k, g_k, lr_k)                       one step of torch's optimiser, with the K own states
 
 Nothing is copied from update to update: an agent's own parameters, buffers and gradients are views of its row, and its
-optimiser's moments are those that the common step moves. So everything that knows a single agent (acting, evaluation,
-checkpoints) goes on as if it were alone, and so may the agent itself.
+optimiser's moments are rows of those that the common step moves. So everything that knows a single agent (acting,
+evaluation, checkpoints) goes on as if it were alone, and so may the agent itself.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -74,59 +74,61 @@ class Stack:
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
     def update(self, batches: Sequence[Batch]) -> list[Loss]:
-        """Learn from a batch each, as `Trainer.update` does, and return the losses.
+        """Learn from a batch each, as `Trainer.update` does, and return the losses; the metrics are in the meters.
 
         Agents whose batches differ in shape, or whose phases differ, learn alone this time.
         """
         trainers, clock = self.trainers, self.trainers[0].clock
-        batch = _stacked(batches) if self._alike() else None
+        together = all(t.clock == clock for t in trainers)
+        batch = _stacked(batches) if together or self._alike() else None
         if batch is None:
+            for group in self.groups.values():
+                group.separate()
             return [trainer.update(batch) for trainer, batch in zip(trainers, batches, strict=True)]
-        outs, metrics, priority = self._learn(batch, batches)
-        for trainer in trainers:
+        outs, metrics = self._learn(batch, batches, together)
+        for k, trainer in enumerate(trainers):
             trainer.clock.updates += 1
-        if all(t.clock == clock for t in trainers):
+            trainer.meter.add(trainer.clock.updates, metrics, k)
+        if together:
             self.model.after_update(clock)
         else:
             for trainer in trainers:
                 trainer.agent.after_update(trainer.clock)
-        results = []
-        for trainer, out, values, p in zip(trainers, outs, metrics, priority, strict=True):
+        for trainer in trainers:
             trainer.clock.updated = trainer.clock.frames
-            trainer.meter.add(trainer.clock.updates, values)
-            results.append(out._replace(metrics=values, priority=p))
-        return results
+        return outs
 
     def _alike(self) -> bool:
         names = [[name for name, _ in t.agent.phases(t.clock.updates)] for t in self.trainers]
         return all(one == names[0] for one in names)
 
-    def _learn(
-        self, batch: Batch, batches: Sequence[Batch]
-    ) -> tuple[list[Loss], list[dict[str, Tensor]], Sequence[Tensor | None]]:
-        """Run all phases, as `rlcore.optim.Optim.update` does; return each agent's last loss, metrics and priority."""
+    def _learn(self, batch: Batch, batches: Sequence[Batch], together: bool) -> tuple[list[Loss], dict[str, Tensor]]:
+        """Run all phases, as `rlcore.optim.Optim.update` does; return each agent's last loss, and all metrics (K,).
+
+        ``together``: all clocks agree.
+        """
+        trainers, k = self.trainers, len(self.trainers)
         metrics: dict[str, Tensor] = {}  # each (K,)
         priority: Tensor | None = None
         out: Loss | None = None
-        for name, function in self.model.phases(self.trainers[0].clock.updates):
+        for name, function in self.model.phases(trainers[0].clock.updates):
             group = self.groups[name]
             out, gradients = self._loss(name, function, batch)
             self._prove(name, out.total, batches)
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"
             metrics["loss" + suffix] = out.total.detach() / out.count
-            lrs = [trainer.optim.lr(name, trainer.clock) for trainer in self.trainers]
+            lrs = [t.optim.lr(name, t.clock) for t in trainers[: 1 if together else k]]
+            lrs *= k // len(lrs)
             metrics["grad_norm" + suffix] = group.step(gradients, out.count, lrs)
             metrics.update(out.metrics)
         assert out is not None
-        k = len(self.trainers)
-        columns = {name: values.detach().unbind() for name, values in metrics.items()}
-        rows = [{name: column[i] for name, column in columns.items()} for i in range(k)]
         stops = out.stop.unbind() if isinstance(out.stop, Tensor) else [out.stop] * k
         counts = out.count.unbind() if isinstance(out.count, Tensor) else [out.count] * k
-        totals = out.total.detach().unbind()
-        single = [Loss(total, n, stop=stop) for total, n, stop in zip(totals, counts, stops, strict=True)]
-        return single, rows, [None] * k if priority is None else priority.detach().unbind()
+        priorities = [None] * k if priority is None else priority.detach().unbind()
+        rows = zip(out.total.detach().unbind(), counts, priorities, stops, strict=True)
+        losses = [Loss(total, count, {}, p, stop) for total, count, p, stop in rows]
+        return losses, {name: values.detach() for name, values in metrics.items()}
 
     def _loss(self, name: str, function: Callable[[Batch], Loss], batch: Batch) -> tuple[Loss, list[Tensor]]:
         """Return a phase's loss with every tensor (K, ...), and the gradients of its group's weights (K, ...)."""
@@ -135,11 +137,13 @@ class Stack:
         key = (name, function, *(x.shape for x in inputs[len(self.tensors) :]))
         form, call = self._graphs.get(key, (None, None))
         if call is None:
-            form, call = self._pure(name, function, data)
+            form, pure = self._pure(name, function, data)
             if len(self._graphs) < SHAPES * len(self.groups):
-                call = self._guarded(name, lambda: traced(call, inputs))
+                call = self._guarded(name, lambda: traced(pure, inputs))
                 self._graphs[key] = form, call
-        results = iter(self._guarded(name, lambda: call(inputs)))
+            else:
+                call = lambda tensors: self._guarded(name, lambda: pure(tensors))  # noqa: E731
+        results = iter(call(inputs))
         return tmap(lambda x: next(results) if x is ... else x, form[0]), list(results)
 
     def _guarded(self, name: str, do: Callable[[], Any]) -> Any:
@@ -199,7 +203,9 @@ class _Rows:
         self.groups = list(groups)
         self.config, self.factors, self.decayed = groups[0].config, groups[0].factors, groups[0].decayed
         self.first = list(groups[0].parameters)
-        self.flat, self.grad = _rebound(groups)
+        self.whole, self.whole_grad = _rebound(groups)  # (K, P and padding, which stays zero)
+        p = groups[0].flat.numel()
+        self.flat, self.grad = self.whole[:, :p], self.whole_grad[:, :p]
         sizes = [p.numel() for p in self.first]
         self.sizes = groups[0].sizes
         k = len(groups)
@@ -214,30 +220,79 @@ class _Rows:
         for group in groups:
             for segment in group.segments:
                 self.optimizer.state[segment] = group.optimizer.state[segment]  # the very dict, if still empty
-        self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
+        self._step = _bare(self.optimizer)
+        self._joint: Callable[[], object] | None = None  # steps all rows as one tensor
+        self._settings: dict[str, Any] = {}  # of that
+        self._steps: Tensor | None = None  # (K,) taken, where the optimiser counts them
+        self._equal = True  # for all that is known: steps taken
+        self._unite()
+
+    def _unite(self) -> None:
+        """Make the moments of all agents rows of common ones, if they have any yet and lie in one segment."""
+        states = [self.optimizer.state[segment] for segment in self.segments[0]]
+        none = self.config.name == "sgd" and not self.config.momentum
+        if len(self.segments) > 1 or not (none or all(states)):
+            return
+        optimizer = make_optimizer([self.whole], self.decayed, self.config)
+        state = optimizer.state[self.whole]
+        state.clear()
+        for name, first in states[0].items():
+            if not isinstance(first, Tensor):
+                continue
+            rows = (
+                self.whole.new_zeros(len(states), *self.whole.shape[1:])
+                if first.dim()
+                else first.new_zeros(len(states))
+            )
+            for own, row in zip(states, rows, strict=True):
+                own[name] = (row[: first.numel()] if first.dim() else row).copy_(own[name])
+            if first.dim():
+                state[name] = rows
+            else:
+                self._steps, state[name] = rows, rows[0]
+        self.whole.grad = self.whole_grad
+        self._settings, self._joint, self._equal = optimizer.param_groups[0], _bare(optimizer), False
+
+    def separate(self) -> None:
+        """Take note that the agents step by themselves, which may be unequally often."""
+        self._equal = False
 
     def step(self, gradients: list[Tensor], count: Tensor | int, lrs: Sequence[float]) -> Tensor:
         """Do what `Group` does in its step, rowwise; return the norms (K,) before clipping."""
         with torch.no_grad():
             torch._foreach_copy_(self.grads, gradients)
             norm = self._condition(count)
-            for lr in dict.fromkeys(lrs):
-                rows = [k for k, own in enumerate(lrs) if own == lr]
-                for settings, factor, segments in zip(
-                    self.optimizer.param_groups, self.factors, self.segments, strict=True
-                ):
-                    settings["lr"] = lr * factor
-                    settings["params"] = [segments[k] for k in rows]
-                self._step()
-            self.grad.zero_()
+            if self._joint is not None and not self._equal:
+                self._equal = self._steps is None or len(set(self._steps.tolist())) == 1
+            if self._joint is not None and self._equal and len(set(lrs)) == 1:
+                self._settings["lr"] = lrs[0] * self.factors[0]
+                self._joint()
+                if self._steps is not None:
+                    self._steps[1:] += 1  # the first is the optimiser's own
+            else:
+                self._step_rows(lrs)
+            self.whole_grad.zero_()
         return norm
+
+    def _step_rows(self, lrs: Sequence[float]) -> None:
+        """Step each row with its own moments, those of one learning rate at once."""
+        for lr in dict.fromkeys(lrs):
+            rows = [k for k, own in enumerate(lrs) if own == lr]
+            for settings, factor, segments in zip(
+                self.optimizer.param_groups, self.factors, self.segments, strict=True
+            ):
+                settings["lr"] = lr * factor
+                settings["params"] = [segments[k] for k in rows]
+            self._step()
+        if self._joint is None:
+            self._unite()
 
     def _condition(self, count: Tensor | int) -> Tensor:
         """Divide by the items, penalise and clip the gradients, each row by its own norm, in place; return these."""
-        config, grad = self.config, self.grad
+        config, grad = self.config, self.whole_grad
         grad.div_(count.unsqueeze(1) if isinstance(count, Tensor) else count)
         if config.l1 or config.l2:
-            parts = zip(self.flat.split(self.sizes, 1), grad.split(self.sizes, 1), self.decayed, strict=True)
+            parts = zip(self.flat.split(self.sizes, 1), self.grad.split(self.sizes, 1), self.decayed, strict=True)
             for w, g in [(w, g) for w, g, decayed in parts if decayed]:
                 g.add_(w.sign(), alpha=config.l1).add_(w, alpha=config.l2)
         norm = torch.linalg.vector_norm(grad, dim=1)
@@ -248,13 +303,18 @@ class _Rows:
         return norm
 
 
+def _bare(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """Return an optimiser's step without its profiling and hooks, see `rlcore.optim.Group`."""
+    return inspect.unwrap(type(optimizer).step).__get__(optimizer)
+
+
 @torch.no_grad()
 def _rebound(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-    """Stack the weights and the gradients of groups, (K, P) each, and make the groups' own views of the rows."""
+    """Stack the weights and the gradients of groups, padded, and make the groups' own views of the rows."""
     k, p = len(groups), groups[0].flat.numel()
     wide = -(-p // _ALIGNED) * _ALIGNED
-    flat, grad = (groups[0].flat.new_zeros(k, wide)[:, :p].detach() for _ in range(2))
-    for weights, gradient, group in zip(flat, grad, groups, strict=True):
+    flat, grad = (groups[0].flat.new_zeros(k, wide).detach() for _ in range(2))
+    for weights, gradient, group in zip(flat[:, :p], grad[:, :p], groups, strict=True):
         weights.copy_(group.flat)
         gradient.copy_(group.flat.grad)  # pyright: ignore[reportArgumentType]
         for owners in (group.parameters, group.segments):
@@ -276,13 +336,13 @@ def _bound(ones: Sequence[Tensor]) -> Tensor:
 
 def _stacked(batches: Sequence[Batch]) -> Batch | None:
     """Return K batches as one with every tensor (K, ...); None: they differ in shape."""
-    columns = zip(*[_listed((b.data, b.knobs, b.noise), []) for b in batches], strict=True)
-    stacked = []
-    for column in columns:
-        if any(x.shape != column[0].shape for x in column):
-            return None
-        stacked.append(torch.stack(column))
-    given = iter(stacked)
+    columns = list(zip(*[_listed((b.data, b.knobs, b.noise), []) for b in batches], strict=True))
+    try:
+        given = iter([torch.stack(column) for column in columns])
+    except RuntimeError:
+        if all(len({x.shape for x in column}) == 1 for column in columns):
+            raise
+        return None
     first = batches[0]
     return Batch(*tmap(lambda _: next(given), (first.data, first.knobs, first.noise)))
 
