@@ -46,10 +46,18 @@ def traced(function: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tenso
     What is neither a tensor given nor made by the function is a constant of the result.
     """
     graph = make_fx(function)([x.detach() for x in tensors])
+    aten = torch.ops.aten
     for node in graph.graph.nodes:
-        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
-            node.replace_all_uses_with(node.args[0])  # there is no graph to be detached from
+        # There is no graph to be detached from, and derivatives hold products with 1.
+        same = node.target is aten.mul.Scalar and node.args[1] == 1 and node.args[0].meta["val"].is_floating_point()
+        if same or node.target in (aten.detach.default, aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        if node.target is aten.native_layer_norm.default and _is_narrow(*node.args[:3]):
+            node.target = normalised
+        elif node.target is aten.relu.default and _is_spent(node.args[0]):
+            node.target = aten.relu_.default
     graph.graph.set_codegen(CodeGen())  # tensors in, a list out: no trees to be taken apart
     graph.recompile()
 
@@ -58,6 +66,26 @@ def traced(function: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tenso
             return graph.forward(*tensors)
 
     return call
+
+
+def _is_spent(node: Any) -> bool:
+    """Whether a fresh result has one reader, which so may overwrite it."""
+    return len(node.users) == 1 and node.target in (torch.ops.aten.addcmul.default, torch.ops.aten.baddbmm.default)
+
+
+def _is_narrow(x: Any, shape: Sequence[int], weight: Any) -> bool:
+    """Whether `normalised` computes a layer norm's rows, and faster than torch."""
+    x = x.meta["val"]
+    return weight is None and x.device.type == "cpu" and len(shape) == 1 and shape[0] <= 128
+
+
+def normalised(x: Tensor, shape: Sequence[int], weight: None, bias: None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what torch's ``native_layer_norm`` does, by whole passes: its own kernel costs much for each short row."""
+    mean = x.mean(-1, keepdim=True)
+    out = x - mean
+    variance = torch.linalg.vector_norm(out, dim=-1, keepdim=True).square_().div_(shape[0])
+    rstd = variance.add_(eps).rsqrt_()
+    return out.mul_(rstd), mean, rstd
 
 
 @contextmanager
