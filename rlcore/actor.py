@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlcore import distributed
 from rlcore.agent import Agent
+from rlcore.compiled_acting import Acts, Inputs, compiled_act
 from rlcore.errors import UserError
 from rlcore.seeding import derive, generator
 from rlcore.tree import tmap
@@ -107,14 +108,15 @@ class EpisodeMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the episodes so far."""
-        return {"running": self.running, "finished": self.finished, "steps": tuple(self._stacked())}
+        held = tuple(self._stacked())
+        return {"running": self.running, "finished": self.finished, "steps": held, "judged": self._judged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called."""
         self.running.copy_(state["running"])
         self.finished.copy_(state["finished"])
         self._steps = list(zip(*(column.to(self.running.device) for column in state["steps"]), strict=True))
-        self._judged = len(state["steps"]) > 4
+        self._judged = state.get("judged", len(state["steps"]) > 4)  # checkpoints of before only tell by the steps
 
     def cut(self) -> None:
         """Forget the episodes that have not ended."""
@@ -133,13 +135,15 @@ class Actor:
         before = sum(distributed.every(env.num_envs)[: distributed.rank()])  # environments of lower ranks
         self.obs, self.extras = env.reset(derive(seed, "env") % 2**31 + before)
         self.state: Any = None  # built by the first act, which knows the agent
+        self.compiled = False  # whether the agent's act is to be
+        self.acts: tuple[Agent, Acts] | None = None  # the agent, and what is called in its place, once it is
 
     def noise(self, agent: Agent, steps: int) -> list[dict[str, Tensor]]:
         """Draw at once, which is cheaper, the randomness of so many steps to come."""
         drawn = agent.noise("act", steps * self.env.num_envs, self.rng)
         if steps == 1:
             return [drawn]
-        rows = {name: x.unflatten(0, (steps, -1)).unbind() for name, x in drawn.items()}
+        rows = {name: x.unflatten(0, (steps, -1)).contiguous().unbind() for name, x in drawn.items()}
         return [{name: x[i] for name, x in rows.items()} for i in range(steps)]
 
     def step(self, agent: Agent, knobs: dict[str, Tensor], noise: dict[str, Tensor], random: bool = False) -> Acted:
@@ -152,12 +156,20 @@ class Actor:
         if self.state is None:
             self.state = agent.initial_state(self.env.num_envs)
         mask = self.extras.get("action_mask")
+        if random and is_empty(self.state):  # what the agent would do changes nothing
+            return Act(random_actions(self.env.spec.action_space, self.env.num_envs, self.rng, mask))
+        inputs = self.obs, self.state, knobs, noise, mask
         with torch.inference_mode():
-            act = agent.act(self.obs, self.state, knobs, noise, mask)
+            act = self._act(agent, inputs) if self.compiled else agent.act(*inputs)
         if random:
             action = random_actions(self.env.spec.action_space, self.env.num_envs, self.rng, mask)
             act = act._replace(action=action, state=agent.took(act.state, action))
         return act
+
+    def _act(self, agent: Agent, inputs: Inputs) -> Act:
+        if self.acts is None or self.acts[0] is not agent:
+            self.acts = agent, compiled_act(agent, inputs)
+        return self.acts[1](inputs)
 
     def finish(self, agent: Agent, act: Act, step: Step) -> Acted:
         """Take note of what became of the chosen actions."""

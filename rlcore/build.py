@@ -15,7 +15,7 @@ from rlcore.errors import UserError
 from rlcore.make import make_env
 from rlcore.optim import Optim
 from rlcore.seeding import derive
-from rlcore.sources import Dataset, OverlappedReplay, OverlappedRollout, Replay, Rollout, Source
+from rlcore.sources import Acting, Dataset, OverlappedReplay, OverlappedRollout, Replay, Rollout, Source
 from rlcore.trainer import Trainer
 from rlcore.types import Spec
 from rlcore.vector import Split, VectorEnv
@@ -128,10 +128,13 @@ def trainer(config: Config[Any]) -> Trainer:
     chosen = config.env
     train_env = env(chosen, config.device, num_envs=wanted, workers=chosen.workers, order=chosen.order)
     built = agent(config, train_env.spec)
+    acting = source(config, train_env, built)
+    if isinstance(acting, Acting) and not isinstance(acting, OverlappedRollout):  # whose thread must not compile
+        acting.actor.compiled = config.compile == "on"
     budget = config.budget
     return Trainer(
         built,
-        source(config, train_env, built),
+        acting,
         Optim(built, config.optim, compiled=config.compile == "on"),
         Clock(budget.frames, budget.horizon or budget.frames),
         seed=derive(config.seed, distributed.stream("torch")),

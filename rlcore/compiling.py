@@ -143,7 +143,7 @@ class Compiler:
 
     def _compiled(self, group: Group, function: Callable[[Batch], Loss], batch: Batch) -> Update | None:
         named = {self.names[id(p)]: p for p in group.parameters}
-        rest = {k: v for k, v in _tensors(self.agent) if k not in named}
+        rest = {k: v for k, v in named_tensors(self.agent) if k not in named}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
@@ -174,13 +174,13 @@ class Update:
             named = {name: next(own) for name in rest}
             again = Batch(*tmap(lambda _: next(own), tree))
             out, *more = learn(group, loss, flat, grad, lr, moments, named, again)
-            self.form, results = _split((out, *more))
+            self.form, results = split((out, *more))
             return results
 
         self.fixed = [group.flat.detach(), group.flat.grad, self.lr]
         tensors = [*self.fixed, *self._kept(), *(p.detach() for p in rest.values()), *inputs]
         self.rest = tensors[-len(inputs) - count : -len(inputs)] if inputs else tensors[-count:]
-        self.run = _compile(traced, tensors)
+        self.run = compile_graph(traced, tensors)
 
     def __call__(self, inputs: Sequence[Tensor], lr: float) -> Learnt:
         """Learn; return the loss, its mean, and the gradient's norm where the weights moved."""
@@ -246,6 +246,9 @@ class _Numbers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.item:
             return args[0].double()
+        if isinstance(args[0], Tensor) and args[0].dim():
+            args = tuple(_held(x) for x in args)
+            kwargs = {name: _held(x) for name, x in kwargs.items()}
         if func is Tensor.add_ and isinstance(kwargs.get("alpha"), Tensor):
             return args[0].add_(args[1] * kwargs["alpha"])
         if func is Tensor.addcdiv_ and isinstance(kwargs.get("value"), Tensor):
@@ -253,7 +256,15 @@ class _Numbers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _compile(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> Callable[[list[Tensor]], Any]:
+def _held(x: Any) -> Any:
+    """Return ``x`` as it is, a number () as a reduction: generated code makes that once, not in the loop that reads it.
+
+    Adam's powers and roots, done again for every few weights, would take longer than all the rest of its step.
+    """
+    return x.expand(16).amax() if isinstance(x, Tensor) and x.dim() == 0 else x
+
+
+def compile_graph(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> Callable[[list[Tensor]], Any]:
     """Trace a function of tensors and compile it; inputs that it does not read are left out."""
     import torch._inductor
     from torch._guards import TracingContext, tracing
@@ -276,6 +287,8 @@ def _compile(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> Ca
     # Without a tracing context torch looks into none of its caches.
     with torch.no_grad(), torch.random.fork_rng(devices=[] if cpu else None), tracing(TracingContext(fake)):
         compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
+    # What torch wraps it in, for code that is being traced, costs as much as a small layer.
+    compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)
     return lambda given: compiled(*[given[i] for i in used])
 
 
@@ -289,7 +302,8 @@ def _check_constants(traced: torch.fx.GraphModule, tensors: list[Tensor]) -> Non
                 raise RuntimeError(f"a tensor {tuple(value.shape)} that changes is read as a constant")
 
 
-def _tensors(agent: Agent) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(agent: Agent) -> Iterator[tuple[str, Tensor]]:
+    """Yield an agent's parameters and buffers by name."""
     yield from agent.named_parameters()
     yield from agent.named_buffers()
 
@@ -308,7 +322,7 @@ def _layout(tree: Any, inputs: list[Tensor]) -> Any:
     raise TypeError(f"a batch holds {type(tree).__name__}")
 
 
-def _split(tree: Any) -> tuple[Any, list[Tensor]]:
+def split(tree: Any) -> tuple[Any, list[Tensor]]:
     """Return a tree of tensors and plain values with ... for each tensor, and the tensors."""
     tensors: list[Tensor] = []
 

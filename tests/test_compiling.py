@@ -14,15 +14,19 @@ import torch
 from conftest import SMALL, assert_same_run
 
 import rlcore
+from agents.configs.value import PQNConfig
+from agents.pqn import PQN
+from envs.cartpole import CartPole
 from rlcore import build, compiling, config
+from rlcore.actor import Actor
 from rlcore.clock import Clock
-from rlcore.config import OptimConfig
+from rlcore.config import NetworkConfig, OptimConfig
 from rlcore.errors import UserError
 from rlcore.normalize import Normalizer
 from rlcore.optim import Optim
 from rlcore.schedules import Schedule
 from rlcore.trainer import Trainer
-from rlcore.types import Batch, Loss
+from rlcore.types import Act, Batch, Loss
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **test_resume.CASES,
@@ -127,6 +131,61 @@ COMPILED = ["dqn-decay", "dqn-accumulate", "td3-pendulum", "sac-pendulum", "tran
 @pytest.mark.parametrize("case", COMPILED)
 def test_what_is_compiled_is_the_update(case: str) -> None:
     _assert_same_updates(case, 20)
+
+
+def _assert_same_acts(case: str, steps: int = 50) -> None:
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+    plain, compiled = both = _trainer(case, "off"), _trainer(case, "on")
+    sources: Any = [trainer.source for trainer in both]
+    compiled.agent.load_state_dict(plain.agent.state_dict())
+    rng = torch.Generator().manual_seed(1)
+    try:
+        for trainer in both:
+            trainer.source.annealed(trainer.agent, trainer.clock)
+        acting = [s.act(t.agent, t.clock, steps, random_until=9) for s, t in zip(sources, both, strict=True)]
+        for i, (one, other) in enumerate(zip(*acting, strict=True)):
+            torch.testing.assert_close(tuple(other.act), tuple(one.act), **near)
+            torch.testing.assert_close((other.obs, other.state), (one.obs, one.state), **near)
+            if i % 10 == 5:  # weights, statistics and knobs of the moment count, not those that were compiled with
+                for p, q in zip(plain.agent.parameters(), compiled.agent.parameters(), strict=True):
+                    p.data += 0.1 * torch.randn(p.shape, generator=rng)
+                    q.data.copy_(p.data)
+                for source, trainer in zip(sources, both, strict=True):
+                    trainer.agent.observe(one.obs)
+                    for knob in source.knobs.values():
+                        knob.mul_(0.9)
+        made = sources[1].actor.acts
+        assert made is not None and made[0] is compiled.agent and "_compiled" in made[1].__qualname__, (
+            "it ran uncompiled"
+        )
+        assert sources[0].actor.acts is None
+    finally:
+        for source in sources:
+            source.env.close()
+
+
+def _acts(case: str) -> bool:
+    settings = config.validate(config.override(config.read(CASES[case][0]), CASES[case][1]))
+    return settings.source.name != "dataset" and not getattr(settings.source, "overlap", False)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in ("dqn-prioritized", "ppo-native", "pqn") else pytest.param(case, marks=pytest.mark.slow)
+        for case in sorted(filter(_acts, CASES))
+    ],
+)
+def test_what_is_traced_is_the_act(case: str) -> None:
+    _assert_same_acts(case)
+
+
+@pytest.mark.parametrize(
+    "case", ["dqn-native", "ppo-native", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ppo-memory", "r2d2"))]
+)
+def test_what_is_compiled_is_the_act(case: str) -> None:
+    _assert_same_acts(case)
 
 
 @pytest.mark.slow
@@ -244,6 +303,27 @@ def test_what_cannot_be_traced_runs_uncompiled_and_is_told(
         compiled.update(again, batch, Clock(1, 1))
     assert torch.equal(test_optim.weights(again), test_optim.weights(plain))
     assert capsys.readouterr().err.count(why) == 1
+
+
+class Looks(PQN):
+    """Its act needs a value in the middle."""
+
+    def act(self, obs: Any, *more: Any, **options: Any) -> Act:
+        return super().act(obs.abs() if obs.sum().item() > 0 else -obs.abs(), *more, **options)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_an_act_that_cannot_be_traced_runs_uncompiled_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    env = CartPole(3)
+    agent = Looks(PQNConfig(network=NetworkConfig(name="mlp", kwargs={"hidden": [8]})), env.spec)
+    knobs = {"epsilon": torch.tensor(0.5)}
+    actions = []
+    for compiled in (False, True):
+        actor = Actor(CartPole(3), 0)
+        actor.compiled = compiled
+        actions.append(torch.stack([actor.step(agent, knobs, noise).act.action for noise in actor.noise(agent, 20)]))
+    assert torch.equal(*actions)
+    assert capsys.readouterr().err.count("Looks.act runs uncompiled") == 1
 
 
 @pytest.mark.parametrize(
