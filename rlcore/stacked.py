@@ -82,8 +82,6 @@ class Stack:
         together = all(t.clock == clock for t in trainers)
         batch = _stacked(batches) if together or self._alike() else None
         if batch is None:
-            for group in self.groups.values():
-                group.separate()
             return [trainer.update(batch) for trainer, batch in zip(trainers, batches, strict=True)]
         outs, metrics = self._learn(batch, batches, together)
         for k, trainer in enumerate(trainers):
@@ -224,7 +222,6 @@ class _Rows:
         self._joint: Callable[[], object] | None = None  # steps all rows as one tensor
         self._settings: dict[str, Any] = {}  # of that
         self._steps: Tensor | None = None  # (K,) taken, where the optimiser counts them
-        self._equal = True  # for all that is known: steps taken
         self._unite()
 
     def _unite(self) -> None:
@@ -251,20 +248,15 @@ class _Rows:
             else:
                 self._steps, state[name] = rows, rows[0]
         self.whole.grad = self.whole_grad
-        self._settings, self._joint, self._equal = optimizer.param_groups[0], _bare(optimizer), False
-
-    def separate(self) -> None:
-        """Take note that the agents step by themselves, which may be unequally often."""
-        self._equal = False
+        self._settings, self._joint = optimizer.param_groups[0], _bare(optimizer)
 
     def step(self, gradients: list[Tensor], count: Tensor | int, lrs: Sequence[float]) -> Tensor:
         """Do what `Group` does in its step, rowwise; return the norms (K,) before clipping."""
         with torch.no_grad():
             torch._foreach_copy_(self.grads, gradients)
             norm = self._condition(count)
-            if self._joint is not None and not self._equal:
-                self._equal = self._steps is None or len(set(self._steps.tolist())) == 1
-            if self._joint is not None and self._equal and len(set(lrs)) == 1:
+            even = self._steps is None or len(set(self._steps.tolist())) == 1  # else some have learnt alone
+            if self._joint is not None and even and len(set(lrs)) == 1:
                 self._settings["lr"] = lrs[0] * self.factors[0]
                 self._joint()
                 if self._steps is not None:

@@ -13,6 +13,7 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 from rlcore import api, build, config, together
+from rlcore.batched import traced
 from rlcore.clock import Clock
 from rlcore.errors import Diverged, UserError
 from rlcore.optim import Optim
@@ -72,19 +73,29 @@ def _double(settings: config.Config[Any]) -> Trainer:
 
 
 @pytest.mark.parametrize(
-    "recipe", [pytest.param(recipe, marks=[pytest.mark.slow] if recipe in SLOW else []) for recipe in RECIPES]
+    ("recipe", "apart"),
+    [
+        pytest.param(recipe, apart, marks=[pytest.mark.slow] if recipe in SLOW else [])
+        for recipe in RECIPES
+        for apart in ((True, False) if recipe in {"cartpole_dqn", *SLOW} else (True,))
+    ],
 )
-def test_a_hundred_updates_are_those_of_each_seed_alone(recipe: str, request: pytest.FixtureRequest) -> None:
+def test_a_hundred_updates_are_those_of_each_seed_alone(
+    recipe: str, apart: bool, request: pytest.FixtureRequest
+) -> None:
     settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in SEEDS]
     recorded = [_recorded(one, 100) for one in settings]
     double = request.getfixturevalue("double")
     alone, joint = ([double(one) for one in settings] for _ in range(2))
-    for trainer in joint[1:]:
+    for trainer in joint[1:] if apart else ():
         trainer.clock.horizon = 5_000  # schedules of their own
     for one, other in zip(alone, joint, strict=True):
         one.clock.horizon = other.clock.horizon
     stack = Stack(joint)
-    for moment in zip(*recorded, strict=True):
+    for i, moment in enumerate(zip(*recorded, strict=True)):
+        if i == 80:
+            for trainers in (alone, joint):
+                trainers[0].update(moment[0][1])  # by itself: from here on it has stepped once more than the others
         for (clock, _), *trainers in zip(moment, alone, joint, strict=True):
             for trainer in trainers:
                 trainer.clock.load_state_dict(clock)
@@ -234,3 +245,15 @@ def test_seeds_are_read(text: str, expected: list[int]) -> None:
 def test_bad_seeds_are_told(text: str) -> None:
     with pytest.raises(UserError, match=f"--seeds: got '{text}', expected a number of seeds or A-B"):
         together.seeds(text)
+
+
+def test_traced_operations_are_those_of_the_function() -> None:
+    def function(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        x, w, b = (tensor.detach().requires_grad_() for tensor in tensors)
+        y = torch.baddbmm(b, x, w)
+        normal = torch.native_layer_norm(y, [5], None, None, 1e-2)[0]
+        out = torch.relu(y) + y.square() + torch.relu(torch.baddbmm(b, normal[..., :3], w))
+        return [out.detach(), *torch.autograd.grad(out.sum(), [x, w, b])]
+
+    tensors = [torch.randn(2, 4, 3), torch.randn(2, 3, 5), torch.randn(2, 1, 5)]
+    torch.testing.assert_close(traced(function, tensors)(tensors), function(tensors))
