@@ -103,16 +103,15 @@ def test_solved_is_reached_and_confirmed_and_evaluations_take_no_time(monkeypatc
     assert watch.result(320, 7, "rlcore")["seconds"] == 5.0
 
 
-def test_a_lap_leaves_out_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_compiling_takes_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     monkeypatch.setattr(peer, "time", clock)
     watch = peer.Watch()
     watch.start()
-    clock.now += 10.0
-    watch.lap(96)
-    clock.now += 2.0
+    clock.now += 12.0
+    watch.compiling += 10.0
     result = watch.result(200, 7, "not a distribution")
-    assert (result["seconds"], result["frames"], result["before_seconds"]) == (2.0, 104, 10.0)
+    assert (result["seconds"], result["frames"], result["compile_seconds"]) == (2.0, 200, 10.0)
     assert result["library"] == "not a distribution"
 
 

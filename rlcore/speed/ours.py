@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from rlcore import build
+from rlcore import build, compiling
 from rlcore import config as configs
 from rlcore.callbacks import Log
 from rlcore.config import Config
@@ -14,14 +17,12 @@ from rlcore.evaluation import evaluate
 from rlcore.speed.peer import Job, Watch, main
 from rlcore.trainer import Trainer
 
-_WARM = 3  # iterations with updates after which nothing is compiled any more
-
 
 def measure(job: Job) -> dict[str, Any]:
     """Train and time.
 
     The job: config (a recipe's name, or settings), overrides, frames, seed; every (frames between evaluations);
-    lap (leave out what comes before the first few updates); tokens (of a frame), text (a file to learn from), goal (a
+    apart (leave out what compiling takes); tokens (of a frame), text (a file to learn from), goal (a
     validation loss that ends training) and look (frames between two looks at it).
     """
     overrides = {**job.get("overrides", {}), "seed": job["seed"], "threads": 1}
@@ -32,7 +33,7 @@ def measure(job: Job) -> dict[str, Any]:
     config = configs.validate(configs.override(configs.read(job["config"]), overrides))
     trainer = build.trainer(config)
     clock, agent, log = trainer.clock, trainer.agent, Log(config.log.every)
-    watch, warm, losses = Watch(job.get("every", 0)), 0, []
+    watch, losses = Watch(job.get("every", 0)), []
 
     def policy(obs: Any) -> Any:
         agent.eval()
@@ -41,20 +42,35 @@ def measure(job: Job) -> dict[str, Any]:
         agent.train()
         return action.numpy()
 
-    with trainer.training():
+    with trainer.training(), _apart(watch) if job.get("apart") else nullcontext():
         watch.start()
         while not clock.done:
             trainer.iterate()
             log.maybe(trainer)
             trainer.row.clear()
-            if job.get("lap") and warm < _WARM and clock.updates:
-                warm += 1
-                if warm == _WARM:
-                    watch.lap(clock.frames)
             if watch.look(clock.frames, policy) or _reached(job, config, trainer, watch, losses):
                 break
     more = {"losses": losses} if losses else {}
     return watch.result(clock.frames * job.get("tokens", 1), clock.updates, "rlcore", **more)
+
+
+@contextmanager
+def _apart(watch: Watch) -> Iterator[None]:
+    """Note what tracing and compiling graphs takes."""
+    whole = compiling.compile_graph
+
+    def timed(*given: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return whole(*given)
+        finally:
+            watch.compiling += time.perf_counter() - start
+
+    compiling.compile_graph = timed
+    try:
+        yield
+    finally:
+        compiling.compile_graph = whole
 
 
 def _reached(job: Job, config: Config[Any], trainer: Trainer, watch: Watch, losses: list[Any]) -> bool:

@@ -42,7 +42,7 @@ class Watch:
         self.every, self.solved = every, False
         self.seconds, self.frames = 0.0, 0  # of training; `frames` as of the last look
         self._begun: float | None = None
-        self.before: dict[str, float] = {}  # what is not counted, where a lap was asked for
+        self.compiling = 0.0  # seconds of it, which are not counted but told
 
     def start(self) -> None:
         """Begin, or go on."""
@@ -53,13 +53,6 @@ class Watch:
         if self._begun is not None:
             self.seconds += time.perf_counter() - self._begun
             self._begun = None
-
-    def lap(self, frames: int) -> None:
-        """Count from here on: what came before, compilation for the most part, is reported apart."""
-        self.stop()
-        self.before = {"before_seconds": self.seconds, "before_frames": frames}
-        self.seconds = 0.0
-        self.start()
 
     def look(self, frames: int, policy: Policy) -> bool:
         """Evaluate the policy if it is time; return whether CartPole is solved."""
@@ -73,9 +66,9 @@ class Watch:
     def result(self, frames: int, updates: float, library: str, **more: Any) -> dict[str, Any]:
         """Return what a contender reports; ``library`` is a distribution's name, or any text."""
         self.stop()
-        frames -= int(self.before.get("before_frames", 0))
-        done = {"seconds": self.seconds, "frames": frames, "updates": updates, "solved": self.solved}
-        return {**done, **self.before, "library": _named(library), **more}
+        done = {"seconds": self.seconds - self.compiling, "frames": frames, "updates": updates, "solved": self.solved}
+        told = {"compile_seconds": self.compiling} if self.compiling else {}
+        return {**done, **told, "library": _named(library), **more}
 
 
 def score(policy: Policy, seed: int, episodes: int = EPISODES) -> float:
