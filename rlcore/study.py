@@ -114,6 +114,8 @@ class Job:
         was, now = (configs.flatten(c.model_dump(mode="json", exclude={"recipe"})) for c in (held, self.config))
         if self.config.compile == "auto":  # the run itself chose
             now["compile"] = was["compile"]
+        if not was["stop.metric"] and not now["stop.metric"]:  # then nothing else of it has any effect
+            was, now = ({k: v for k, v in one.items() if not k.startswith("stop.")} for one in (was, now))
         peer = {"peer": self.row.peer, "options": self.row.options} if self.row.peer else {}
         was, now = {**was, **runs.read_json(self.path / "peer.json")}, {**now, **peer}
         for name in sorted({*was, *now}):

@@ -128,6 +128,16 @@ def test_each_status_is_told_from_the_others(tmp_path: Path) -> None:
     assert statuses[3] == ("failed", "there was no memory")
 
 
+def test_a_threshold_that_nothing_is_measured_by_makes_no_difference(tmp_path: Path) -> None:
+    without, with_metric = {"stop.metric": ""}, {"stop.metric": "eval/return_mean", "stop.threshold": 5.0}
+    for overrides, expected in ((without, "finished"), (with_metric, "differs")):
+        job = study.jobs(_set(a={"overrides": overrides}), tmp_path / expected)[0]
+        _finish(job, 9.0)
+        config = job.path / "config.yaml"
+        config.write_text(re.sub(r"threshold: \S+", "threshold: 7.0", config.read_text()))
+        assert job.status()[0] == expected
+
+
 def test_an_estimate_comes_from_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = _finished(_set(a={}), tmp_path, a=[9.0, 9.0])
     assert study.estimate(every[2:], every) == {"a": pytest.approx(2.5, abs=0.5)}
