@@ -167,7 +167,8 @@ def _caption(rows: Sequence[dict[str, Any]]) -> str:
     episodes = " or ".join(str(n) for n in sorted({row["episodes"] for row in rows if row["episodes"]}))
     return (
         f"A seed's score is its mean over {episodes or 'the'} seeded greedy episodes of the last checkpoint, "
-        "or of the best where its recipe says so by `eval.use` (tasks: over the held-out split). IQM: interquartile mean over seeds, with its stratified bootstrap interval. While "
+        "or of the best where its recipe says so by `eval.use` (tasks: over the held-out split). "
+        "IQM: interquartile mean over seeds, with its stratified bootstrap interval. While "
         "learning: interquartile mean over seeds of the return averaged over training, exploration included. Training: "
         "median seconds of training alone; runs trained side by side (`--jobs`) share the machine, which blurs it. "
         "Mark: *met*, the IQM reaches the goal (without one, the reference) and, where the level is below the goal, "
