@@ -7,12 +7,11 @@ ends early, or meets NaN, leaves; the others go on. What a seed learns is what i
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,7 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> dict[int, BaseExcept
                 failed[seed] = why
                 progress.message(f"seed {seed}: {why}")
 
-        with interruptible(*(one.trainer for one in begun.values())), _spared():
+        with interruptible(*(one.trainer for one in begun.values())):
             fit({seed: one.trainer for seed, one in begun.items()}, ended)
     return failed
 
@@ -177,17 +176,6 @@ def fit(trainers: Mapping[int, Trainer], ended: Callable[[int, Diverged | None],
         for seed, out in zip(list(asked), outs, strict=True):
             trainers[seed].train_seconds += share - (time.perf_counter() - since[seed])
             advance(seed, out)
-
-
-@contextmanager
-def _spared() -> Iterator[None]:
-    """Keep garbage collections from walking what is there already: K meters fill with tensors, and cause many."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _Share(Progress):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from rlcore.speed.peer import Job, Solved, Watch, main
@@ -60,7 +61,7 @@ def measure(job: Job) -> dict[str, Any]:
     watch.start()
     collector.reset()
     collector.collect(n_step=starts, random=True)
-    try:
+    with suppress(Solved):  # it has no other way to end early
         algorithm.run_training(
             OffPolicyTrainerParams(
                 training_collector=collector,
@@ -74,10 +75,8 @@ def measure(job: Job) -> dict[str, Any]:
                 verbose=False,
             )
         )
-        done[0] = max(done[0], starts + collector.collect_step - starts)
+        done[0] = max(done[0], collector.collect_step)
         watch.look(done[0], greedy)
-    except Solved:
-        pass
     return watch.result(done[0], (done[0] - starts) * o["updates_per_frame"], "tianshou")
 
 
