@@ -17,7 +17,7 @@ from rlcore import benchmark_together, build, study, workers
 from rlcore import config as configs
 from rlcore import results as report
 from rlcore.callbacks import Log
-from rlcore.cli import Parser, guarded, positive
+from rlcore.command import Parser, guarded, positive
 from rlcore.config import Config, DatasetConfig
 from rlcore.errors import UserError, nearest, note
 from rlcore.optim import FUSED, OPTIMIZERS

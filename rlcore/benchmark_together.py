@@ -12,7 +12,7 @@ from typing import Any
 
 from rlcore import api, build, together
 from rlcore import config as configs
-from rlcore.cli import positive
+from rlcore.command import positive
 from rlcore.stacked import Stack
 from rlcore.trainer import Trainer
 

@@ -2,135 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import Any, Protocol
 
 from rlcore import config as configs
-from rlcore import helptext, plain_yaml, readable, runs
-from rlcore.errors import UserError, nearest, note
-
-
-class Command(Protocol):
-    """What a script calls."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> None:
-        """Run on the arguments (default: the command line's) and exit."""
-
-
-def guarded(command: Callable[[list[str]], None]) -> Command:
-    """Turn bad input into one sentence and exit code 2, and Ctrl-C or SIGTERM into 130."""
-
-    def run(argv: Sequence[str] | None = None) -> None:
-        """Run the command and exit."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            command(list(sys.argv[1:] if argv is None else argv))
-            sys.stdout.flush()
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        except KeyboardInterrupt as interrupt:
-            print(str(interrupt) or "interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
-        except BrokenPipeError:  # the reader of our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
-        raise SystemExit(0)
-
-    run.__doc__ = command.__doc__
-    return run
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse prints its usage and exits."""
-
-    def __init__(self, text: str, **more: Any) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=text, formatter_class=formatter, allow_abbrev=False, **more)
-
-    def error(self, message: str) -> Any:
-        """Raise what is printed as one sentence."""
-        raise UserError(message)
-
-    def read(self, argv: list[str]) -> Any:
-        """Parse the arguments; one that is not known is told with the nearest that is."""
-        options, unknown = self.parse_known_args(argv)
-        if unknown:
-            commands = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]
-            actions = [action for parser in (self, *chain(*commands)) for action in parser._actions]
-            raise _unknown(unknown[0], {text[2:] for action in actions for text in action.option_strings if text[2:]})
-        return options
-
-    def plugins(self) -> None:
-        """Add --plugin."""
-        text = "import a module or package that registers own parts (may be repeated)"
-        self.add_argument("--plugin", metavar="PKG", action="append", default=[], help=text)
-
-    def checkpoint(self) -> None:
-        """Add --checkpoint."""
-        text = "which checkpoint [the run's eval.use: last]"
-        self.add_argument("--checkpoint", metavar="last|best|FRAME", help=text)
-
-    def json(self) -> None:
-        """Add --json."""
-        self.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _unknown(word: str, known: Iterable[str]) -> UserError:
-    """Return the error for a word that no option begins with."""
-    name = word.lstrip("-").partition("=")[0].split(".")[0]
-    return UserError(f"argument '{word}' is not known{nearest(name, known)}")
-
-
-def _import(plugins: Sequence[str]) -> None:
-    """Import plugins, from the current folder too; what is installed comes first, and so do our own packages."""
-    for folder in (str(Path(__file__).resolve().parent.parent), os.getcwd()) if plugins else ():
-        if folder not in sys.path:
-            sys.path.append(folder)
-    for name in plugins:
-        _import_one(name)
-
-
-def _import_one(plugin: str) -> None:
-    try:
-        importlib.import_module(plugin)
-    except UserError as error:
-        raise UserError(f"--plugin {plugin}: {error}") from error
-    except Exception as error:  # whatever another's code raises
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"--plugin {plugin}: cannot be imported ({what})") from error
-
-
-def _settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take ``--optim.lr=1e-3`` and ``--optim.lr 1e-3`` out of the arguments; return the settings and the rest."""
-    values: dict[str, Any] = {}
-    rest: list[str] = []
-    words = iter(argv)
-    for word in words:
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not (word.startswith("--") and name.split(".")[0] in configs.Config.model_fields):
-            rest.append(word)
-            continue
-        if not equals:
-            text = next(words, "--")
-            if text.startswith("--"):
-                raise UserError(f"argument {word}: has no value; expected {word}=VALUE")
-        values[name] = plain_yaml.parse(text, f"--{name}")
-    return values, rest
+from rlcore import helptext, readable, runs
+from rlcore.command import Parser, guarded, import_plugins, natural, number, positive, settings_of, unknown
+from rlcore.errors import UserError, note
 
 
 @guarded
 def train(argv: list[str]) -> None:
     """Train an agent."""
-    settings, rest = _settings(argv)
+    settings, words = settings_of(argv)
     parser = Parser("Train an agent on an environment or a task.", add_help=False)
     recipe = "a recipe's name, a YAML file, or a run's folder [cartpole_dqn]"
     parser.add_argument("config", nargs="*", metavar="CONFIG", help=recipe)
@@ -143,12 +27,12 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.plugins()
     parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
-    options, unknown = parser.parse_known_args(rest)
-    if unknown:
-        raise _unknown(unknown[0], {*configs.Config.model_fields, *vars(options)} - {"config"})
+    options, rest = parser.parse_known_args(words)
+    if rest:
+        raise unknown(rest[0], {*configs.Config.model_fields, *vars(options)} - {"config"})
     if len(options.config) > 1:
         raise UserError(f"expected one CONFIG, got {len(options.config)}: {' '.join(options.config)}")
-    _import(options.plugin)
+    import_plugins(options.plugin)
     if options.help:
         kinds = "[--resume] [--folds K] [--seeds N|A-B] [--init RUN]"
         parser.usage = f"%(prog)s [CONFIG] [--seed N] [--out DIR] {kinds} [--NAME=VALUE ...]"
@@ -191,7 +75,7 @@ def evaluate(argv: list[str]) -> None:
     count = "episodes per run [the run's eval.final_episodes: 100]"
     parser.add_argument("--episodes", type=positive, metavar="N", help=count)
     base = "episode i starts from SEED + i [the run's eval.final_seed: 10000; with --record: 2000000]"
-    parser.add_argument("--seed", type=_natural, help=base)
+    parser.add_argument("--seed", type=natural, help=base)
     parser.checkpoint()
     view = "first show or record one episode (of the first run)"
     parser.add_argument("--render", metavar="window|FILE.gif", help=view)
@@ -201,7 +85,7 @@ def evaluate(argv: list[str]) -> None:
     wrong = "list the N worst mistakes too (of one run of a task)"
     parser.add_argument("--mistakes", type=positive, default=0, metavar="N", help=wrong)
     search = "write completions by a search with a beam of N; 0: greedily [the run's agent.beam]"
-    parser.add_argument("--beam", type=_natural, metavar="N", help=search)
+    parser.add_argument("--beam", type=natural, metavar="N", help=search)
     parser.plugins()
     parser.json()
     options = parser.read(argv)
@@ -209,7 +93,7 @@ def evaluate(argv: list[str]) -> None:
         raise UserError(f"--{'mistakes' if options.mistakes else 'beam'}: expected no --record beside it")
     if options.explore and not options.record:
         raise UserError("--explore: expected --record beside it; evaluations are greedy")
-    _import(options.plugin)
+    import_plugins(options.plugin)
     folders = runs.resolve_all(options.runs)
     from rlcore import api
 
@@ -247,7 +131,7 @@ def predict(argv: list[str]) -> None:
     parser.plugins()
     parser.json()
     options = parser.read(argv)
-    _import(options.plugin)
+    import_plugins(options.plugin)
     folder = runs.resolve_one(options.run)
     from rlcore.predict import predict as predicted
 
@@ -268,13 +152,13 @@ def generate(argv: list[str]) -> None:
     parser.add_argument("--file", metavar="FILE", help="a file with a prompt in every line")
     length = "most tokens [those that the run learnt; of a language model one context]"
     parser.add_argument("--length", type=positive, metavar="N", help=length)
-    parser.add_argument("--temperature", type=_number, default=0.0, metavar="T", help="0: the likeliest token [0]")
-    parser.add_argument("--top-k", type=_natural, default=0, metavar="K", help="draw from the K likeliest tokens only")
+    parser.add_argument("--temperature", type=number, default=0.0, metavar="T", help="0: the likeliest token [0]")
+    parser.add_argument("--top-k", type=natural, default=0, metavar="K", help="draw from the K likeliest tokens only")
     nucleus = "draw from the likeliest tokens that together reach the probability P"
-    parser.add_argument("--top-p", type=_number, default=1.0, metavar="P", help=nucleus)
-    parser.add_argument("--beam", type=_natural, default=0, metavar="N", help="search with a beam of N completions")
+    parser.add_argument("--top-p", type=number, default=1.0, metavar="P", help=nucleus)
+    parser.add_argument("--beam", type=natural, default=0, metavar="N", help="search with a beam of N completions")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="ends a text; may be repeated")
-    parser.add_argument("--seed", type=_natural, default=0, help="of drawing [0]")
+    parser.add_argument("--seed", type=natural, default=0, help="of drawing [0]")
     parser.add_argument("--n", type=positive, default=1, metavar="N", help="completions of each prompt [1]")
     parser.checkpoint()
     parser.plugins()
@@ -283,7 +167,7 @@ def generate(argv: list[str]) -> None:
     prompts = [*options.prompt, *(readable.lines(options.file) if options.file else [])]
     if not prompts:
         raise UserError("--prompt: got none, expected --prompt TEXT or --file FILE")
-    _import(options.plugin)
+    import_plugins(options.plugin)
     folder = runs.resolve_one(options.run)
     from rlcore.generate import generate as generated
 
@@ -294,44 +178,3 @@ def generate(argv: list[str]) -> None:
         return print(json.dumps(rows, ensure_ascii=False))
     several = [text for some in texts for text in some]
     print(("\n---\n" if any("\n" in text for text in several) else "\n").join(several))
-
-
-@guarded
-def list_runs(argv: list[str]) -> None:
-    """List and show runs."""
-    parser = Parser("List the runs in a folder, or show one.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show")
-    listing = commands.add_parser("list", text="List runs.", help="a line for every run")
-    listing.add_argument("folder", nargs="?", default="runs", help="where to look [runs]")
-    show = commands.add_parser("show", text="Show a run.", help="all about one run")
-    show.add_argument("run", metavar="RUN", help="a run's folder, or latest")
-    for command in (listing, show):
-        command.json()
-    options = parser.read(argv)
-    if options.command == "show":
-        about = runs.about(runs.resolve_one(options.run))
-        print(json.dumps(about) if options.json else plain_yaml.dump(about).rstrip())
-        return
-    rows = runs.listing(options.folder)
-    print(json.dumps(rows) if options.json else runs.table(rows))
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer."""
-    value = _natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a positive integer")
-    return value
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got '{text}', expected a non-negative integer")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got '{text}', expected a number") from None

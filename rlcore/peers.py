@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlcore import build, runs
-from rlcore.cli import guarded
+from rlcore.command import guarded
 from rlcore.errors import UserError, nearest
 from rlcore.evaluation import evaluate
 from rlcore.logger import Logger

@@ -1,4 +1,4 @@
-from rlcore.cli import list_runs
+from rlcore.cli_runs import runs
 
 if __name__ == "__main__":
-    list_runs()
+    runs()

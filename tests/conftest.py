@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlcore
-from rlcore import checkpoint, cli
+from rlcore import checkpoint
 from rlcore.testing.agents import first_difference
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 # A small DQN whose run of 600 frames takes a fraction of a second.
 SMALL: dict[str, Any] = {
@@ -52,12 +55,13 @@ def options(settings: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Call a script's function by name in an empty folder; anything but its own exit is a failure."""
+    """Run a script by name, in this process and an empty folder; anything but its own exit is a failure."""
     monkeypatch.chdir(tmp_path)
 
     def call(name: str, *argv: str | Path) -> Called:
+        monkeypatch.setattr("sys.argv", [f"scripts/{name}.py", *map(str, argv)])
         with pytest.raises(SystemExit) as left:
-            getattr(cli, name)([str(word) for word in argv])
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
         out, err = capsys.readouterr()
         return Called(int(left.value.code or 0), out, err)
 

@@ -35,9 +35,9 @@ def _script(name: str, *argv: str | Path, **more: str) -> subprocess.CompletedPr
 
 def test_help_is_instant_and_imports_no_torch() -> None:
     code = (
-        "import sys; from rlcore import cli\n"
-        "for name in ('train', 'evaluate', 'predict', 'list_runs'):\n"
-        "    try: getattr(cli, name)(['--help'])\n"
+        "import sys; from rlcore import cli, cli_runs\n"
+        "for command in (cli.train, cli.evaluate, cli.predict, cli_runs.runs):\n"
+        "    try: command(['--help'])\n"
         "    except SystemExit as left: assert not left.code\n"
         "heavy = {'torch', 'gymnasium', 'scipy', 'tensorboard', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -81,7 +81,7 @@ def test_help_lists_every_field_with_its_meaning_and_its_own_default(command: Co
     assert not [line for line in out.splitlines() if line.rstrip().endswith(("--agent", "--source"))]
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "list_runs"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "runs"])
 def test_other_helps_end_well(command: Command, name: str) -> None:
     assert "usage:" in command(name, "--help").out
 
@@ -314,7 +314,7 @@ def test_runs_that_are_not_evaluated_alike_are_not_pooled(command: Command, fini
 def test_latest_is_the_run_that_began_last(command: Command, finished: Path) -> None:
     for name in ("b", "a"):
         assert command("train", finished, "--out", f"runs/{name}", "--quiet", "--budget.frames=40").code == 0
-    assert "run: runs/a" in command("list_runs", "show", "latest").out
+    assert "run: runs/a" in command("runs", "show", "latest").out
     assert json.loads(command("evaluate", "latest", "--json").out)["episodes"] == 5
 
 
@@ -412,7 +412,7 @@ def test_list_names_every_folder_quickly_and_never_fails(command: Command, finis
     Path("many/004/result.json").write_text('{"status": "failed", "error": "because", "evaluation": 3}')
     Path("many/005/manifest.json").unlink()
     start = time.process_time()
-    done = command("list_runs", "list", "many", "--json")
+    done = command("runs", "list", "many", "--json")
     seconds = time.process_time() - start
     listed = {Path(row["run"]).name: row for row in json.loads(done.out)}
     assert len(listed) == 500
@@ -422,25 +422,25 @@ def test_list_names_every_folder_quickly_and_never_fails(command: Command, finis
     evaluation = json.loads((finished / "result.json").read_text())["evaluation"]
     assert (listed["499"]["mean"], listed["499"]["frames"], listed["499"]["seed"]) == (evaluation["mean"], 600, 0)
     assert seconds < 2, f"listing 500 runs takes {seconds:.1f} s"
-    table = command("list_runs", "list", "many").out.splitlines()
+    table = command("runs", "list", "many").out.splitlines()
     assert len(table) == 501
     assert "because" in table[5]
 
 
 def test_list_tells_a_running_run(command: Command, finished: Path) -> None:
     shutil.copytree(finished, "runs/copy", ignore=shutil.ignore_patterns("result.json"))
-    assert " unfinished " in command("list_runs", "list").out
+    assert " unfinished " in command("runs", "list").out
     with runs.locked(Path("runs/copy")):
-        assert " running " in command("list_runs", "list").out
+        assert " running " in command("runs", "list").out
         done = command("train", "--resume", "--quiet")
         assert done.code == 2
         assert "is being trained by another process" in done.err
-    assert " unfinished " in command("list_runs", "list").out
+    assert " unfinished " in command("runs", "list").out
 
 
 def test_show_tells_all_about_a_run(command: Command, finished: Path) -> None:
-    shown = yaml.safe_load(command("list_runs", "show", finished).out)
-    assert shown == json.loads(command("list_runs", "show", finished, "--json").out)
+    shown = yaml.safe_load(command("runs", "show", finished).out)
+    assert shown == json.loads(command("runs", "show", finished, "--json").out)
     assert shown["status"] == "finished"
     assert shown["config"] == configs.read(finished)
     assert shown["checkpoints"] == ["000000000400", "000000000600", "best"]

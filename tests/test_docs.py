@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcore import cli, registry
+from rlcore import command, registry
 from rlcore import config as configs
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +35,6 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_commands_to_train_name_recipes_and_settings_that_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^ *(?:python|torchrun\b.*) scripts/train\.py (.*)$", text, re.MULTILINE):
-        settings, (config, *_) = cli._settings(shlex.split(line, comments=True))
+        settings, (config, *_) = command.settings_of(shlex.split(line, comments=True))
         if not config.startswith("--") and not config.isupper():  # else a run is continued, or CONFIG stands for any
             configs.validate(configs.override(configs.read(config), settings), line)

@@ -130,10 +130,10 @@ def test_a_device_that_is_not_there(command: Command) -> None:
         ("predict", "TABLE sqft=1 sqft=2", "input 'sqft=2': expected every name once"),
         ("predict", "TABLE sqft=1 3", "input '3': expected a CSV file alone, or NAME=VALUE pairs of one row"),
         ("predict", "TABLE no.csv", "no.csv: got No such file or directory"),
-        ("list_runs", "", "the following arguments are required: list|show"),
-        ("list_runs", "list nope", "folder 'nope': is not there; expected a folder of runs"),
-        ("list_runs", "list --jso", "argument '--jso' is not known; did you mean 'json'?"),
-        ("list_runs", "show .", "run '.': is not a run's folder (it has no config.yaml)"),
+        ("runs", "", "the following arguments are required: list|show"),
+        ("runs", "list nope", "folder 'nope': is not there; expected a folder of runs"),
+        ("runs", "list --jso", "argument '--jso' is not known; did you mean 'json'?"),
+        ("runs", "show .", "run '.': is not a run's folder (it has no config.yaml)"),
     ],
 )
 def test_bad_words_for_the_other_scripts(

@@ -100,11 +100,11 @@ def test_seeds_of_the_command_come_before_the_rows_and_the_sets(tmp_path: Path) 
 
 
 def test_the_command_trains_exactly_the_configuration(tmp_path: Path) -> None:
-    from rlcore import cli
+    from rlcore import command
 
     odd = {"agent.gamma": 1e-05, "agent.network": {"kwargs": {"hidden": [8]}}, "env.wrappers": [], "stop.metric": ""}
     job = study.jobs(_set(a={"overrides": odd}), tmp_path)[2]
-    settings, (recipe,) = cli._settings(job.arguments())
+    settings, (recipe,) = command.settings_of(job.arguments())
     assert configs.validate(configs.override(configs.read(recipe), settings)) == job.config
     assert study.command(job).startswith("python scripts/train.py cartpole_online_q --agent.gamma=1e-05 ")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore import runs
-from rlcore.cli import positive
+from rlcore.command import positive
 from rlcore.errors import UserError, nearest, note
 from rlcore.speed import harness, page, parts
 from rlcore.speed.parts import Comparison, Size

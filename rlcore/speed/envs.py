@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from rlcore import registry
-from rlcore.cli import positive
+from rlcore.command import positive
 from rlcore.errors import UserError, nearest
 from rlcore.make import make_env
 
