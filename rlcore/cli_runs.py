@@ -1,8 +1,13 @@
-"""What ``runs.py`` calls: everything about runs that are there already. Parsing imports no torch."""
+"""What ``runs.py`` calls: everything about runs that are there already. Parsing imports no torch.
+
+A subcommand is a function that acts on its options; `runs` registers them all.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from rlcore import plain_yaml
 from rlcore import runs as folders
@@ -11,19 +16,81 @@ from rlcore.command import Parser, guarded
 
 @guarded
 def runs(argv: list[str]) -> None:
-    """List and show runs."""
-    parser = Parser("List the runs in a folder, or show one.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show")
-    listing = commands.add_parser("list", text="List runs.", help="a line for every run")
-    listing.add_argument("folder", nargs="?", default="runs", help="where to look [runs]")
-    show = commands.add_parser("show", text="Show a run.", help="all about one run")
+    """List, show and compare runs."""
+    parser = Parser("List the runs in a folder, show one, compare several.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, call: Callable[[Any], None], text: str) -> Parser:
+        """Add a subcommand."""
+        added: Parser = commands.add_parser(name, text=f"{text[0].upper()}{text[1:]}.", help=text)
+        added.set_defaults(call=call)
+        return added
+
+    listing = command("list", _list, "list every run under a folder, the broken ones too")
+    _folder(listing)
+    show = command("show", _show, "show all about one run")
     show.add_argument("run", metavar="RUN", help="a run's folder, or latest")
-    for command in (listing, show):
-        command.json()
+    diff = command("diff", _diff, "show in what two runs, or two groups of seeds, differ, and what came of it")
+    for side in ("a", "b"):
+        diff.add_argument(
+            side, metavar=side.upper(), help="a run's folder, latest, or a glob of the seeds of one recipe"
+        )
+    rank = command("rank", _rank, "rank recipes by the interquartile mean over their seeds")
+    rank.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
+    best = command("best", _best, "print the folder of the best finished run")
+    _folder(best)
+    for scored in (rank, best):
+        text = "a number of the final evaluation, of result.json, or the last one of a column of progress.csv [mean]"
+        scored.add_argument("--metric", default="mean", metavar="NAME", help=text)
+        scored.add_argument("--mode", choices=("max", "min"), default="max", help="which is best [max]")
+    for one in (listing, show, diff, rank, best):
+        form = one.add_mutually_exclusive_group()
+        for name in ("json", "csv"):
+            form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {name.upper()}")
+    commands.metavar = "|".join(commands.choices)
     options = parser.read(argv)
-    if options.command == "show":
-        about = folders.about(folders.resolve_one(options.run))
-        print(json.dumps(about) if options.json else plain_yaml.dump(about).rstrip())
-        return
-    rows = folders.listing(options.folder)
-    print(json.dumps(rows) if options.json else folders.table(rows))
+    options.call(options)
+
+
+def _folder(command: Parser) -> None:
+    command.add_argument("folder", nargs="?", default="runs", help="where to look, however deep [runs]")
+    text = "only runs whose column or setting has this value, such as status=finished (may be repeated)"
+    command.add_argument("--where", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def _list(options: Any) -> None:
+    from rlcore import listing
+
+    print(listing.shown(listing.listing(options.folder, options.where), options.form or "table"))
+
+
+def _show(options: Any) -> None:
+    from rlcore import listing
+
+    about = folders.about(folders.resolve_one(options.run))
+    if options.form == "csv":
+        settings = [{"name": name, "value": value} for name, value in folders.configs.flatten(about).items()]
+        return print(listing.written(settings, ("name", "value"), "csv"))
+    print(json.dumps(about) if options.form else plain_yaml.dump(about).rstrip())
+
+
+def _diff(options: Any) -> None:
+    from rlcore import compare
+
+    print(compare.shown(compare.difference(options.a, options.b), options.form or "table"))
+
+
+def _rank(options: Any) -> None:
+    from rlcore import ranking
+
+    ranked = ranking.rank(folders.resolve_all(options.runs), options.metric, options.mode)
+    print(ranking.shown(ranked, options.metric, options.form or "table"))
+
+
+def _best(options: Any) -> None:
+    from rlcore import listing, ranking
+
+    row = ranking.best(listing.listing(options.folder, options.where), options.metric, options.mode)
+    if options.form == "csv":
+        return print(listing.written([row], tuple(row), "csv"))
+    print(json.dumps(row) if options.form else row["run"])

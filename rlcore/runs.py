@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ except ImportError:  # no POSIX: nothing tells a running run from an unfinished 
     fcntl = None
 
 PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "scipy", "safetensors", "pydantic")
-_LOCK = ".lock"
+SCORES = ("mean", "iqm", "ci_low", "ci_high")  # of an evaluation; the interval is the interquartile mean's
+LOCK = ".lock"  # held while a process trains the run
 
 
 def create(out: str | Path | None, config: Config[Any]) -> Path:
@@ -58,7 +61,7 @@ def _check_free(out: Path, config: Config[Any]) -> None:
             raise UserError(f"--out {out}: holds this very run; add --resume to continue it, or give another folder")
         raise UserError(f"--out {out}: holds another run's configuration; expected a new or empty folder")
     with _writing(out):
-        if out.exists() and any(path.name != _LOCK for path in out.iterdir()):
+        if out.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise UserError(f"--out {out}: is not empty and holds no run; expected a new or empty folder")
 
 
@@ -70,7 +73,7 @@ def locked(run: Path) -> Iterator[None]:
         UserError: another process trains it, or the folder cannot be written.
     """
     with _writing(run):
-        file = (run / _LOCK).open("w")
+        file = (run / LOCK).open("w")
     with file:
         if not _lock(file):
             raise UserError(f"run '{run}': is being trained by another process; expected one at a time")
@@ -184,7 +187,7 @@ def resolve(pattern: str | Path, root: Path = Path("runs")) -> list[Path]:
             raise UserError(f"run 'latest': there is no run under {root}/")
         return [max(made, key=lambda path: path.stat().st_mtime_ns).parent]
     path = Path(pattern)
-    found = [path] if path.exists() else sorted(Path(p) for p in glob.glob(str(pattern)))
+    found = [path] if path.exists() else sorted(Path(p) for p in glob.glob(str(pattern)) if os.path.isdir(p))
     if not found:
         raise UserError(f"run '{pattern}': there is no such folder; expected a run's folder, a glob, or latest")
     for run in found:
@@ -211,13 +214,20 @@ def resolve_all(patterns: Sequence[str | Path]) -> list[Path]:
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """Return what `runs.py list` says of a folder: recipe, seed, status, frames, result. Never fails."""
-    row: dict[str, Any] = {"run": str(run), "recipe": None, "seed": None, "status": "broken", "frames": None}
+    """Return what `runs.py list` says of a folder. Never fails.
+
+    Returns:
+        run, recipe, changed (see `changed`), seed, status ("finished", "failed", "interrupted", "running", "unfinished"
+        or "broken") and frames; of the final evaluation mean, iqm and its 95 % interval ci_low and ci_high, where they
+        are there; problem: why the run is broken or failed.
+    """
+    row: dict[str, Any] = {"run": str(run), "recipe": None, "changed": {}, "seed": None}
+    row |= {"status": "broken", "frames": None}
     try:
         raw = configs.read(run)
     except UserError as error:
         return row | {"problem": str(error) if (run / "config.yaml").exists() else "there is no config.yaml"}
-    row |= {"recipe": raw.get("recipe"), "seed": raw.get("seed")}
+    row |= {"recipe": raw.get("recipe"), "changed": changed(raw), "seed": raw.get("seed")}
     result = read_json(run / "result.json")
     if not result and (run / "result.json").exists():
         return row | {"problem": "result.json is broken"}
@@ -229,47 +239,45 @@ def describe(run: Path) -> dict[str, Any]:
         row["problem"] = result["error"]
     evaluation = result.get("evaluation")
     numbers = evaluation if isinstance(evaluation, dict) else {}
-    return row | {key: numbers[key] for key in ("mean", "ci_low", "ci_high") if isinstance(numbers.get(key), float)}
+    return row | {key: numbers[key] for key in SCORES if isinstance(numbers.get(key), float)}
+
+
+def changed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, by dotted name, that differ from those of the shipped recipe that a run names; else none.
+
+    Not among them: the seed, what ``compile: auto`` chose, what was fitted to the data of the run in ``init``, and how
+    to stop where no metric says when.
+    """
+    theirs = shipped(str(raw.get("recipe")))
+    if theirs is None:
+        return {}
+    own, absent = configs.flatten(raw), object()
+    aside = ["recipe.", "seed."] + ["compile."] * (theirs["compile"] == "auto")
+    aside += ["stop."] * (not own.get("stop.metric") and not theirs["stop.metric"])
+    elder = own["init"] if isinstance(own.get("init"), str) else ""
+    aside += [f"env.kwargs.{name}." for name in read_json(Path(elder, "fitted.json"))] if elder else []
+    differ = (name for name, value in own.items() if theirs.get(name, absent) != value)
+    return {name: own[name] for name in differ if not f"{name}.".startswith(tuple(aside))}
+
+
+@functools.cache
+def shipped(recipe: str) -> dict[str, Any] | None:
+    """Return the complete settings of a shipped recipe by dotted name, or None; no file of that name here is read."""
+    path = configs.recipes() / f"{recipe}.yaml"
+    if not re.fullmatch(r"\w+", recipe) or not path.is_file():
+        return None
+    try:
+        return configs.flatten(configs.validate(configs.read(path)).model_dump(mode="json"))
+    except UserError:  # what it needs is not installed
+        return None
 
 
 def _running(run: Path) -> bool:
     try:
-        with (run / _LOCK).open() as file:
+        with (run / LOCK).open() as file:
             return fcntl is not None and not _lock(file)
     except OSError:
         return False
-
-
-def listing(folder: str | Path) -> list[dict[str, Any]]:
-    """Return what `describe` says of every folder directly under a folder.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"folder '{folder}': is not there; expected a folder of runs")
-    return [describe(path) for path in sorted(root.iterdir()) if path.is_dir()]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows of `listing` as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("run", "recipe", "seed", "status", "frames", "result")
-    drawn = Table(*columns, box=None)
-    for row in rows:
-        result = row.get("problem", "")
-        if "mean" in row:
-            interval = f" [{row['ci_low']:.4g}, {row['ci_high']:.4g}]" if "ci_low" in row and "ci_high" in row else ""
-            result = f"{row['mean']:.4g}{interval}"
-        cells = ["" if row[name] is None else str(row[name]) for name in columns[:-1]]
-        drawn.add_row(*cells, result, style="red" if row["status"] in ("broken", "failed") else None)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    with console.capture() as captured:
-        console.print(drawn, markup=False)
-    return captured.get().rstrip()
 
 
 def about(run: Path) -> dict[str, Any]:
