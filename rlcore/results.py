@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import statistics
 from collections.abc import Sequence
@@ -12,16 +11,11 @@ from typing import Any
 import numpy as np
 
 from rlcore import config as configs
-from rlcore import runs, study
-from rlcore.config import Config
+from rlcore import curves, plots, runs, study
 from rlcore.errors import UserError, nearest
 from rlcore.statistics import iqm, stratified_bootstrap_ci
 from rlcore.study import Job, Set
 
-CURVES = {  # the first that all runs of a figure log: how the axis calls it
-    "eval/return_mean": "mean return of evaluation",
-    "train/episode_return": "return while exploring",
-}
 SHARE = 0.9  # of the seeds must reach a row's floor
 
 
@@ -52,10 +46,10 @@ def _row(mine: Sequence[Job]) -> dict[str, Any]:
     frames = [result["frames"] for result in ours]
     level = row.goal if row.floor is None else row.floor
     interval = stratified_bootstrap_ci([[score] for score in scores]) if len(scores) > 1 else (None, None)
-    learning = [curve[1].mean() for path in done for curve in [_curves([path]).get("train/episode_return")] if curve]
+    learning = [mean for mean in map(_while_learning, done) if mean is not None]
     return {
         "name": row.name,
-        "environment": _environment(configs.validate(configs.read(done[0]))) if done else None,
+        "environment": curves.environment(configs.read(done[0])) if done else None,
         "metric": row.metric,
         "frames": [min(frames), max(frames)] if ours else None,  # a run may stop before its budget is spent
         "episodes": ours[0]["evaluation"]["episodes"] if ours else None,
@@ -91,14 +85,6 @@ def _seed(job: Job) -> dict[str, Any]:
             raise UserError(f"row '{job.row.name}': metric '{job.row.metric}' is not in the evaluation{known}")
         seed |= {"score": evaluation[job.row.metric], "train_seconds": result["train_seconds"]}
     return seed
-
-
-def _environment(config: Config[Any]) -> str:
-    """Return an environment as a table names it: its id and what it differs in."""
-    plain = {k: v for k, v in config.env.kwargs.items() if isinstance(v, (bool, int, float, str))}
-    parts = [f"{name}={value}" for name, value in plain.items()]
-    parts += [wrapper["name"] for wrapper in config.env.wrappers]
-    return config.env.id + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _mark(row: dict[str, Any]) -> str:
@@ -213,102 +199,36 @@ def insert(document: Path, name: str, text: str) -> None:
 
 # Learning curves
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito's, for all kinds of sight
-_APART = 0.06  # of a panel's height, between labels
-Curve = tuple[np.ndarray, np.ndarray]  # frames (T,), values (runs, T)
-
 
 def figures(results: Set, rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Draw the learning curves of each environment's rows into a PNG file and return the files."""
     environments = dict.fromkeys(row["environment"] for row in rows if row["environment"])
-    drawn = []
+    files = []
     for environment in environments:
         mine = {
-            row["name"]: _curves([Path(run["run"]) for run in row["runs"] if run["status"] == "finished"])
+            row["name"]: [Path(run["run"]) for run in row["runs"] if run["status"] == "finished"]
             for row in rows
             if row["environment"] == environment
         }
         slug = re.sub(r"[^a-z0-9]+", "_", re.sub(r"-v\d+", "", environment).lower()).strip("_")
         path = folder / f"{results.name}{f'_{slug}' if len(environments) > 1 else ''}.png"
-        for column in CURVES:
-            curves = {name: found[column] for name, found in mine.items() if column in found}
-            if curves and (len(curves) == len(mine) or column == list(CURVES)[-1]):
-                draw(curves, path, environment, CURVES[column])
-                drawn.append(path)
+        tables = {run: curves.read(run) for paths in mine.values() for run in paths}
+        for metric in curves.METRICS:  # the first that all rows logged, or else what some logged while learning
+            drawn = {
+                name: [curves.curve(run, tables[run], metric) for run in paths]
+                for name, paths in mine.items()
+                if all(metric in tables[run] for run in paths)
+            }
+            if drawn and (len(drawn) == len(mine) or metric == curves.METRICS[-1]):
+                figure = plots.learning_curves({environment: drawn}, metric)
+                files.append(plots.save(figure, path))
                 break
-    return drawn
+    return files
 
 
-def _curves(paths: Sequence[Path]) -> dict[str, Curve]:
-    """Return what of `CURVES` all runs logged, on a common grid of 100 points; an ended run keeps its last value."""
-    tables = []
-    for path in paths:
-        with (path / "progress.csv").open() as file:
-            tables.append(list(csv.DictReader(file)))
-    found: dict[str, Curve] = {}
-    for column in CURVES if paths else ():
-        series = [np.array([(int(r["frames"]), float(r[column])) for r in rows if r.get(column)]) for rows in tables]
-        if all(map(len, series)) and max(map(len, series)) > 1:
-            grid = np.linspace(max(s[0, 0] for s in series), max(s[-1, 0] for s in series), 100)
-            found[column] = grid, np.stack([np.interp(grid, s[:, 0], s[:, 1]) for s in series])
-    return found
-
-
-def draw(curves: dict[str, Curve], path: Path, title: str, ylabel: str) -> None:
-    """Draw mean over runs and its 95 % bootstrap interval: a few curves together, many each before the others."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    together = len(curves) <= len(_COLOURS)
-    columns = 1 if together else 4
-    lines = 1 if together else -(-len(curves) // columns)
-    size = (7.2, 4.0) if together else (2.6 * columns, 1.9 * lines + 0.4)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for i, (name, curve) in enumerate(curves.items()):
-        panel = axes[0, 0] if together else axes.flat[i]
-        if not together:
-            for frames, values in curves.values():
-                panel.plot(frames / 1000, values.mean(0), color="0.8", linewidth=0.7)
-            panel.set_title(name, fontsize=9, fontweight="bold")
-        _plot(panel, *curve, _COLOURS[i if together else 0])
-    if together:
-        _label(axes[0, 0], curves)
-    for panel in axes.flat[1 if together else len(curves) :]:
-        panel.set_visible(False)
-    for panel in axes.flat:
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    seeds = sorted({len(values) for _, values in curves.values()})
-    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    figure.suptitle(f"{title}: mean of {over} seeds, 95 % interval", fontsize=11)
-    figure.supxlabel("environment frames (thousands)", fontsize=9)
-    figure.supylabel(ylabel, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _plot(panel: Any, frames: np.ndarray, values: np.ndarray, colour: str) -> None:
-    resampled = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    panel.fill_between(frames / 1000, low, high, color=colour, alpha=0.2, linewidth=0)
-    panel.plot(frames / 1000, values.mean(0), color=colour, linewidth=1.8)
-
-
-def _label(panel: Any, curves: dict[str, Curve]) -> None:
-    """Write each curve's name beside its end, apart from its neighbours and no higher than the panel."""
-    bottom, top = panel.get_ylim()
-    ends = [(float(values[:, -1].mean()), name) for name, (_, values) in curves.items()]
-    ends = sorted(((end - bottom) / (top - bottom), name) for end, name in ends)
-    heights = [0.0] * len(ends)
-    for i, (end, _) in enumerate(ends):
-        heights[i] = max(end, heights[i - 1] + _APART if i else end)
-    for i in range(len(ends) - 1, -1, -1):
-        heights[i] = min(heights[i], heights[i + 1] - _APART if i + 1 < len(ends) else 1.0)
-    for height, (_, name) in zip(heights, ends, strict=True):
-        colour = _COLOURS[list(curves).index(name)]
-        panel.text(1.01, height, name, color=colour, transform=panel.transAxes, va="center", fontsize=9)
+def _while_learning(run: Path) -> float | None:
+    """Return the mean over training of the return while exploring, of 100 points on its curve."""
+    frames, values = curves.read(run).get("train/episode_return", ((), ()))
+    if len(frames) < 2:
+        return None
+    return float(np.interp(np.linspace(frames[0], frames[-1], 100), frames, values).mean())

@@ -1,13 +1,21 @@
-"""Numbers to trust: interquartile means with bootstrap intervals, after Agarwal et al. (2021).
+"""Numbers to trust: interquartile means and what compares agents, with bootstrap intervals.
 
-"Deep Reinforcement Learning at the Edge of the Statistical Precipice", https://arxiv.org/abs/2108.13264.
-scipy.stats takes most of a second to import, so the functions import it when they run.
+Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
+https://arxiv.org/abs/2108.13264. With the score x_{mn} of run n of N on task m of M:
+
+    performance profile          F(tau) = 1 / (M N) sum_{m, n} 1[x_{mn} > tau]
+    probability of improvement   P(X > Y) = 1 / M sum_m 1 / (N K) sum_{n, k} S(x_{mn}, y_{mk}),
+                                 S(x, y) = 1 for x > y, 1 / 2 for x = y, 0 for x < y
+    optimality gap               gamma - 1 / (M N) sum_{m, n} min(x_{mn}, gamma)
+
+An interval is the 2.5th to the 97.5th percentile of the statistic over resamples that draw runs with replacement
+within each task (the strata). scipy.stats takes most of a second to import, so the functions import it when they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +23,14 @@ from numpy.typing import ArrayLike
 from rlcore.errors import Diverged
 
 RESAMPLES = 10_000  # fewer, but at least a tenth, beyond a thousand values
+
+
+class Estimate(NamedTuple):
+    """A statistic and the ends of its 95 % interval, of one shape; the ends are NaN where a task has one run."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def iqm(x: ArrayLike) -> float:
@@ -39,7 +55,10 @@ def bootstrap_ci(x: ArrayLike, seed: int = 0) -> tuple[float, float]:
         ValueError, Diverged: as `iqm`.
     """
     values = _finite(x).ravel()
-    return _interval([values], seed) if len(values) > 1 else (float(values[0]), float(values[0]))
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    low, high = _interval([values], _pooled_iqm, seed)
+    return float(low), float(high)
 
 
 def stratified_bootstrap_ci(scores: Sequence[ArrayLike] | np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -60,7 +79,81 @@ def stratified_bootstrap_ci(scores: Sequence[ArrayLike] | np.ndarray, seed: int 
     table = _finite(scores)
     if table.ndim != 2 or len(table) < 2:
         raise ValueError(f"scores have the shape {table.shape}; expected (runs, tasks) with at least two runs")
-    return _interval(list(table.T), seed)
+    low, high = _interval(list(table.T), _pooled_iqm, seed)
+    return float(low), float(high)
+
+
+def iqm_over_runs(values: ArrayLike, seed: int = 0) -> Estimate:
+    """Return the interquartile mean over runs of ``values`` (runs, T) at each of T points, such as a curve's.
+
+    A resample draws whole runs, the same at every point.
+
+    Raises:
+        ValueError, Diverged: as `iqm`.
+    """
+    return _estimate([_table(values).T], _pooled_iqm, seed)
+
+
+def aggregates(scores: ArrayLike, target: float, seed: int = 0) -> dict[str, Estimate]:
+    """Return "IQM", "median", "mean" and "optimality gap" of ``scores`` (runs, tasks).
+
+    The median is over tasks, of the mean over runs; of one task, where that would be the mean, over runs.
+
+    Args:
+        target: gamma, the score that is wished for; what exceeds it counts as no more.
+
+    Raises:
+        ValueError, Diverged: as `iqm`.
+    """
+    strata = list(_table(scores).T)
+
+    def mean(*samples: np.ndarray, axis: int) -> np.ndarray:
+        return np.concatenate(samples, axis=axis).mean(axis)
+
+    def median(*samples: np.ndarray, axis: int) -> np.ndarray:
+        if len(samples) == 1:
+            return np.median(samples[0], axis=axis)
+        return np.median([sample.mean(axis) for sample in samples], axis=0)
+
+    def gap(*samples: np.ndarray, axis: int) -> np.ndarray:
+        return target - np.minimum(np.concatenate(samples, axis=axis), target).mean(axis)
+
+    statistics = {"IQM": _pooled_iqm, "median": median, "mean": mean, "optimality gap": gap}
+    return {name: _estimate(strata, statistic, seed) for name, statistic in statistics.items()}
+
+
+def performance_profile(scores: ArrayLike, taus: ArrayLike, seed: int = 0) -> Estimate:
+    """Return the fraction F(tau) of the ``scores`` (runs, tasks) above each of ``taus`` (T,).
+
+    Raises:
+        ValueError, Diverged: as `iqm`.
+    """
+    above = _table(scores)[..., None] > np.asarray(taus, dtype=np.float64)  # (N, M, T)
+
+    def fraction(*samples: np.ndarray, axis: int) -> np.ndarray:
+        return np.concatenate(samples, axis=axis).mean(axis)
+
+    return _estimate(list(above.astype(np.float64).transpose(1, 2, 0)), fraction, seed)
+
+
+def probability_of_improvement(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Estimate:
+    """Return P(X > Y), that a run of X outdoes one of Y on a task, for ``x`` (N, M) and ``y`` (K, M) on M tasks.
+
+    This is the statistic of Mann and Whitney over N K; runs of X and of Y are drawn independently.
+
+    Raises:
+        ValueError, Diverged: as `iqm`, or there are different tasks.
+    """
+    first, second = _table(x), _table(y)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"scores are of {first.shape[1]} and {second.shape[1]} tasks; expected the same tasks")
+    tasks = first.shape[1]
+
+    def superiority(*samples: np.ndarray, axis: int) -> np.ndarray:
+        pairs = [(a[..., :, None], b[..., None, :]) for a, b in zip(samples[:tasks], samples[tasks:], strict=True)]
+        return np.mean([((a > b) + 0.5 * (a == b)).mean((-2, -1)) for a, b in pairs], axis=0)
+
+    return _estimate([*first.T, *second.T], superiority, seed, size=len(first) * len(second) * tasks)
 
 
 def mean_interval(x: ArrayLike) -> tuple[float, float, float]:
@@ -100,21 +193,45 @@ def _finite(x: Any) -> np.ndarray:
     return values
 
 
-def _interval(strata: list[np.ndarray], seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the interquartile mean of all strata together."""
-    from scipy.stats import bootstrap, trim_mean
+def _table(scores: Any) -> np.ndarray:
+    table = _finite(scores)
+    if table.ndim != 2:
+        raise ValueError(f"scores have the shape {table.shape}; expected (runs, tasks)")
+    return table
 
-    def pooled(*samples: np.ndarray, axis: int) -> np.ndarray:
-        return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
-    size = sum(map(len, strata))
+def _pooled_iqm(*samples: np.ndarray, axis: int) -> np.ndarray:
+    from scipy.stats import trim_mean
+
+    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+
+def _estimate(strata: list[np.ndarray], statistic: Callable[..., Any], seed: int, size: int | None = None) -> Estimate:
+    """Return a statistic of strata (..., runs) and its interval."""
+    value = np.asarray(statistic(*strata, axis=-1))
+    if min(stratum.shape[-1] for stratum in strata) < 2:
+        return Estimate(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
+    return Estimate(value, *_interval(strata, statistic, seed, size))
+
+
+def _interval(
+    strata: list[np.ndarray], statistic: Callable[..., Any], seed: int, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentile bootstrap interval of a statistic of strata (..., runs) that gives (...).
+
+    ``size``: how many numbers one resample makes, by default those of the strata.
+    """
+    from scipy.stats import bootstrap
+
+    size = size or sum(stratum.size for stratum in strata)
     interval = bootstrap(
         strata,
-        pooled,
+        statistic,
         n_resamples=max(RESAMPLES // 10, min(RESAMPLES, RESAMPLES * 1000 // size)),  # bounds the time
         batch=max(1, 1_000_000 // size),  # bounds the memory
         vectorized=True,
+        axis=-1,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return np.asarray(interval.low), np.asarray(interval.high)
