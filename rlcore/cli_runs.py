@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rlcore import plain_yaml
 from rlcore import runs as folders
-from rlcore.command import Parser, guarded
+from rlcore.command import Parser, guarded, import_plugins, positive
 
 
 @guarded
@@ -37,6 +38,14 @@ def runs(argv: list[str]) -> None:
         )
     rank = command("rank", _rank, "rank recipes by the interquartile mean over their seeds")
     rank.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
+    report = command("report", _report, "write one HTML page about runs, that opens in any browser and loads nothing")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
+    where = "the page [report.html in the run's folder, or in the one that holds all the runs]"
+    report.add_argument("--out", metavar="FILE.html", help=where)
+    count = "episodes of each evaluation, played anew [those of result.json; tasks: the held-out split]"
+    report.add_argument("--episodes", type=positive, metavar="N", help=count)
+    report.checkpoint()
+    report.plugins()
     best = command("best", _best, "print the folder of the best finished run")
     _folder(best)
     for scored in (rank, best):
@@ -47,6 +56,15 @@ def runs(argv: list[str]) -> None:
         form = one.add_mutually_exclusive_group()
         for name in ("json", "csv"):
             form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {name.upper()}")
+    plot = command("plot", _plot, "draw learning curves, profiles, intervals and improvement of runs, as PNG and SVG")
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="run folders, globs, or latest")
+    plot.add_argument("--x", choices=("frames", "time"), default="frames", help="the curves' axis [frames]")
+    text = "what makes a group: recipe, seed, or a setting such as optim.lr [recipe]"
+    plot.add_argument("--group-by", default="recipe", metavar="FIELD", help=text)
+    text = "a column of progress.csv [eval/return_mean, or train/episode_return without evaluations]"
+    plot.add_argument("--metric", metavar="NAME", help=text)
+    plot.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="where the files go [plots]")
+    plot.json()
     commands.metavar = "|".join(commands.choices)
     options = parser.read(argv)
     options.call(options)
@@ -94,3 +112,19 @@ def _best(options: Any) -> None:
     if options.form == "csv":
         return print(listing.written([row], tuple(row), "csv"))
     print(json.dumps(row) if options.form else row["run"])
+
+
+def _plot(options: Any) -> None:
+    from rlcore import plots
+
+    runs = folders.resolve_all(options.runs)
+    drawn = plots.plot(runs, options.out, options.x, options.group_by, options.metric)
+    print(json.dumps(drawn) if options.json else "\n".join(drawn["files"]))
+
+
+def _report(options: Any) -> None:
+    import_plugins(options.plugin)
+    found = folders.resolve_all(options.runs)
+    from rlcore.report import report
+
+    print(report(found, options.out, options.checkpoint, options.episodes))
