@@ -40,7 +40,7 @@ class Acrobot(BatchedEnv):
     """
 
     num_uniforms = 4
-    on_arrays = True
+    on_arrays = alone = True
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ def _derivative(y: Any, torque: Any) -> Any:
     d1 = 3.5 + cos2
     d2 = 1.25 + 0.5 * cos2
     phi2 = 0.5 * GRAVITY * sin(theta1 + theta2)
-    phi1 = -0.5 * speed2**2 * sin2 - speed2 * speed1 * sin2 + 1.5 * GRAVITY * sin(theta1) + phi2
-    acc2 = (torque + d2 / d1 * phi1 - 0.5 * speed1**2 * sin2 - phi2) / (1.25 - d2**2 / d1)
+    phi1 = -0.5 * (speed2 * speed2) * sin2 - speed2 * speed1 * sin2 + 1.5 * GRAVITY * sin(theta1) + phi2
+    acc2 = (torque + d2 / d1 * phi1 - 0.5 * (speed1 * speed1) * sin2 - phi2) / (1.25 - d2 * d2 / d1)
     acc1 = -(d2 * acc2 + phi1) / d1
     return stack([speed1, speed2, acc1, acc2])
 

@@ -46,7 +46,7 @@ class CartPole(BatchedEnv):
     """
 
     num_uniforms = 4
-    on_arrays = True
+    on_arrays = alone = True
     observed = slice(None)  # which of the state's columns (x, v, angle, angular velocity) are seen
 
     def __init__(
@@ -76,10 +76,13 @@ class CartPole(BatchedEnv):
             raise UserError(f"CartPole's max_episode_steps: {max_episode_steps} is not a whole number")
         device, self.pole, mass = torch.device(device), length, masspole + masscart
         self.gravity, self.masspole, self.length, self.tau, self.total_mass, self.polemass_length = (
-            constant(value, device) for value in (gravity, masspole, length, tau, mass, masspole * length)
+            constant(value, device, num_envs=num_envs)
+            for value in (gravity, masspole, length, tau, mass, masspole * length)
         )
         self.force = constant([-force_mag, force_mag], device)  # by action
-        self.four_thirds, self.x_limit, self.theta_limit = (constant(x, device) for x in (4 / 3, X_LIMIT, THETA_LIMIT))
+        self.four_thirds, self.x_limit, self.theta_limit = (
+            constant(x, device, num_envs=num_envs) for x in (4 / 3, X_LIMIT, THETA_LIMIT)
+        )
         self.reward = torch.ones((), device=device).expand(num_envs)  # (N,), nobody can write to it
         self.artist = CartPoleEnv(render_mode=render_mode) if render_mode else None
         high = np.array([X_LIMIT * 2, np.inf, THETA_LIMIT * 2, np.inf], dtype=np.float32)

@@ -38,7 +38,7 @@ class MountainCar(BatchedEnv):
     """
 
     num_uniforms = 1
-    on_arrays = True
+    on_arrays = alone = True
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class MountainCar(BatchedEnv):
         self.push = constant([-FORCE, 0.0, FORCE], device)  # by action
         bounds = (X_MIN, X_MAX, V_MAX, GOAL, goal_velocity, 0.0)
         self.x_min, self.x_max, self.v_max, self.goal, self.goal_velocity, self.zero = (
-            constant(value, device) for value in bounds
+            constant(value, device, num_envs=num_envs) for value in bounds
         )
         self.reward = -torch.ones((), device=device).expand(num_envs)  # (N,), nobody can write to it
         self.artist = MountainCarEnv(render_mode=render_mode) if render_mode else None

@@ -39,7 +39,7 @@ class Pendulum(BatchedEnv):
     """
 
     num_uniforms = 2
-    on_arrays = True
+    on_arrays = alone = True
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Pendulum(BatchedEnv):
     ) -> None:
         device, self.g = torch.device(device), g
         self.widths = constant([2 * math.pi, 2.0], device)  # of the start states
-        self.speed_max, self.pi = constant(SPEED_MAX, device), constant(math.pi, device)
+        self.speed_max, self.pi = (constant(x, device, num_envs=num_envs) for x in (SPEED_MAX, math.pi))
         self.terminated = torch.zeros((), dtype=torch.bool, device=device).expand(num_envs)  # nobody can write to it
         self.artist = PendulumEnv(render_mode=render_mode) if render_mode else None
         if self.artist is not None:
@@ -81,9 +81,11 @@ class Pendulum(BatchedEnv):
         """Return states (N, 2), rewards and terminated (N,) under the torque ``action`` (N, 1)."""
         angle, velocity = state.T  # (N,) each
         m = library(angle)
-        torque = m.clip(action[:, 0], -TORQUE_MAX, TORQUE_MAX)  # its products are rounded to float32, like gymnasium's
+        torque = m.clip(
+            action[..., 0], -TORQUE_MAX, TORQUE_MAX
+        )  # its products are rounded to float32, like gymnasium's
         upright = m.remainder(angle + self.pi, 2 * self.pi) - self.pi
-        cost = upright * upright + 0.1 * (velocity * velocity) + 0.001 * torque**2
+        cost = upright * upright + 0.1 * (velocity * velocity) + 0.001 * (torque * torque)
         velocity = velocity + (1.5 * self.g * m.sin(angle) + 3.0 * torque) * DT  # mass and length are 1
         velocity = m.minimum(m.maximum(velocity, -self.speed_max), self.speed_max)
         return stack([angle + velocity * DT, velocity]).T, float32(-cost), self.terminated

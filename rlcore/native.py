@@ -36,13 +36,17 @@ def tensor(x: Any) -> Any:
 
 
 def library(x: Any) -> Any:
-    """Return the module that has sin, where, minimum and their kin for what `array` made."""
-    return np if isinstance(x, np.ndarray) else torch
+    """Return the module that has sin, where, minimum and their kin for what `array` made, or one number of it."""
+    return torch if isinstance(x, Tensor) else np
 
 
-def constant(value: Any, device: torch.device, dtype: torch.dtype = torch.float64) -> Any:
-    """Return numbers as what `array` makes of tensors; NumPy is twice as fast on those as on Python's."""
-    return array(torch.tensor(value, dtype=dtype, device=device))
+def constant(value: Any, device: torch.device, dtype: torch.dtype = torch.float64, num_envs: int = 0) -> Any:
+    """Return numbers as what `array` makes of tensors, which is twice as fast in NumPy as Python's.
+
+    With ``num_envs`` 1 a number is NumPy's scalar, as a lone environment's own are.
+    """
+    made = array(torch.tensor(value, dtype=dtype, device=device))
+    return made[()] if num_envs == 1 and isinstance(made, np.ndarray) else made
 
 
 def same(x: Any) -> Any:
@@ -64,7 +68,7 @@ def float32(x: Any) -> Any:
     """Return a copy of an array or a tensor in float32, its rows contiguous."""
     if isinstance(x, Tensor):
         return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    if len(x) < 512 or x.ndim == 1:
+    if x.ndim < 2 or len(x) < 512:
         return x.astype(np.float32, order="C")
     rows = np.empty(x.shape, np.float32)
     for i in range(x.shape[1]):  # by columns is three times faster where there are many rows
@@ -139,7 +143,9 @@ class BatchedEnv(VectorEnv):
     come from a counter-based generator: a hash of (seed of the environment, episode, index of the draw).
 
     With ``on_arrays`` these three take and return what `array` makes of tensors: on a CPU NumPy's arrays. A step
-    of a simple environment is some thirty operations on small arrays, and NumPy's cost a third of torch's.
+    of a simple environment is some thirty operations on small arrays, and NumPy's cost a third of torch's. With
+    ``alone`` as well, `dynamics` of one environment on a CPU gets and returns its numbers without the axis of
+    environments: state (k,), action, reward and terminated without N. Operations on NumPy's scalars cost a tenth.
 
     Args:
         obs_space: of one environment.
@@ -149,6 +155,7 @@ class BatchedEnv(VectorEnv):
 
     num_uniforms: int
     on_arrays: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -174,7 +181,7 @@ class BatchedEnv(VectorEnv):
         self._all = torch.ones((), dtype=torch.bool, device=self.device).expand(num_envs)  # (N,), not to be written to
         views = bits(self._key), bits(self._episode), array(self._steps), array(self._ended)
         self._counters = views  # of the same memory, (N,) each
-        self._one = array(torch.tensor(1, device=self.device))
+        self._one, self._limit = (array(torch.tensor(x, device=self.device)) for x in (1, max_episode_steps))
         n = self.num_uniforms
         self._stride = bits(torch.tensor(n, device=self.device) * GOLDEN)  # of the generator's state by episode
         self._draws = bits(torch.arange(1, n + 1, device=self.device) * GOLDEN)  # (n,)
@@ -182,6 +189,7 @@ class BatchedEnv(VectorEnv):
         self._state = torch.empty_like(start.t(), memory_format=torch.contiguous_format).t()  # columns are contiguous
         self._state.copy_(start)
         self._now = array(self._state)  # a view
+        self._lone = self.alone and num_envs == 1 and isinstance(self._now, np.ndarray)
         self._used = np.ones(num_envs, dtype=np.bool_)  # (N,): on a CPU, whose next start is to be made
 
     @abstractmethod
@@ -216,7 +224,10 @@ class BatchedEnv(VectorEnv):
 
     def step(self, action: Tensor) -> Step:
         """Apply actions (N, ...); in DISABLED mode ended environments must have been reset."""
-        state, reward, terminated = self.dynamics(self._give(self._now), self._take(action))
+        if self._lone:
+            state, reward, terminated = map(_row, self.dynamics(self._now[0], self._take(action)[0]))
+        else:
+            state, reward, terminated = self.dynamics(self._give(self._now), self._take(action))
         terminated, (_, _, steps, late) = array(terminated), self._counters
         self._now[...] = array(state)
         steps += self._one
@@ -226,7 +237,7 @@ class BatchedEnv(VectorEnv):
         if self.autoreset == "next_step":
             reward, terminated = array(reward) * ~late, terminated & ~late
             self._restart(late)
-        truncated = steps >= self.max_episode_steps
+        truncated = steps >= self._limit
         ended = terminated | truncated
         seen = self._look(self._now)
         obs = next_obs = tmap(tensor, seen)
@@ -299,6 +310,11 @@ class BatchedEnv(VectorEnv):
         for name, buffer in buffers.items():
             buffer.copy_(torch.tensor([s[name] for s in states]))
         self._used.fill(True)
+
+
+def _row(x: Any) -> Any:
+    """Return a lone environment's array (...) or number as that of one environment, (1, ...)."""
+    return x if isinstance(x, Tensor) else np.asarray(x)[None]
 
 
 def _put(x: np.ndarray, rows: np.ndarray, new: np.ndarray) -> Tensor:

@@ -88,6 +88,19 @@ def test_starts_that_are_made_ahead_are_those_of_the_generator() -> None:
 
 
 @pytest.mark.parametrize("cls", NATIVE)
+def test_an_environment_alone_does_what_it_does_among_others(cls: Any) -> None:
+    limit = {"bits": 4} if cls is BitFlip else {"max_episode_steps": 9}
+    alone, among = cls(1, **limit), cls(3, **limit)
+    actions = [random_actions(among, 3) for _ in range(60)]
+    steps = zip(play(alone, alone.step, [a[:1] for a in actions]), play(among, among.step, actions), strict=True)
+    for one, three in steps:
+        for x, y in zip(leaves(tuple(one)), leaves(tuple(three)), strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y[:1])
+    assert torch.equal(alone._state, among._state[:1])
+
+
+@pytest.mark.parametrize("cls", NATIVE)
 def test_what_is_constant_cannot_be_written_to(cls: Any) -> None:
     env = cls(3)
     step = env.step(random_actions(env, 3))
