@@ -264,18 +264,29 @@ def _held(x: Any) -> Any:
     return x.expand(16).amax() if isinstance(x, Tensor) and x.dim() == 0 else x
 
 
-def compile_graph(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> Callable[[list[Tensor]], Any]:
-    """Trace a function of tensors and compile it; inputs that it does not read are left out."""
-    import torch._inductor
+def compile_graph(
+    function: Callable[..., list[Tensor]], tensors: list[Tensor], table: dict[Any, Any] | None = None
+) -> Callable[[list[Tensor]], Any]:
+    """Trace a function of tensors and compile it; inputs that it does not read are left out.
+
+    A ``table`` says how to do some of torch's operations, for a function that writes to no tensor given and needs no
+    gradient: what torch wraps around other graphs, which costs as much as a small network, is then left out.
+    """
+    import torch._inductor.config
     from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     examples = [fake.from_tensor(t) for t in tensors]
-    with fake:
-        traced = make_fx(function)(*examples)
+    with fake, torch._inductor.config.patch(OPTIONS):
+        if table is None:
+            traced = make_fx(function)(*examples)
+        else:
+            traced = make_fx(torch.func.functionalize(function), {**select_decomp_table(), **table})(*examples)
     _check_constants(traced, tensors)
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     used = [i for i, node in enumerate(inputs) if node.users]
@@ -286,6 +297,10 @@ def compile_graph(function: Callable[..., list[Tensor]], tensors: list[Tensor]) 
     cpu = tensors[0].device.type == "cpu"
     # Without a tracing context torch looks into none of its caches.
     with torch.no_grad(), torch.random.fork_rng(devices=[] if cpu else None), tracing(TracingContext(fake)):
+        if table is not None:
+            with torch._inductor.config.patch(OPTIONS):
+                inner: Any = compile_fx_inner(traced, [examples[i] for i in used])
+            return lambda given: inner([given[i] for i in used])
         compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
     # What torch wraps it in, for code that is being traced, costs as much as a small layer.
     compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)

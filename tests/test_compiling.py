@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,12 @@ QUICK = ["dqn-prioritized", "dqn-segments", "pqn", "td3-pendulum", "transformer-
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run what is traced operation by operation: all of compiling but the generation of code, which takes seconds."""
-    import torch._inductor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of its own parts
+        import torch._inductor.compile_fx
 
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph)
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx_inner", lambda graph, inputs: lambda x: graph(*x))
 
 
 def _trainer(case: str, compile: str) -> Trainer:

@@ -59,10 +59,10 @@ def _apart(watch: Watch) -> Iterator[None]:
     """Note what tracing and compiling graphs takes."""
     whole = compiling.compile_graph
 
-    def timed(*given: Any) -> Any:
+    def timed(*given: Any, **more: Any) -> Any:
         start = time.perf_counter()
         try:
-            return whole(*given)
+            return whole(*given, **more)
         finally:
             watch.compiling += time.perf_counter() - start
 
