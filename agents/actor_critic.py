@@ -100,6 +100,11 @@ class ActorCritic(Agent):
         action = policy.sample(noise["action"])
         return Act(action, state, {"log_prob": policy.log_prob(action), "value": self.value(value_features)})
 
+    def insight(self, obs: Any, state: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
+        policy_features, value_features, _ = self.step(self.obs(obs), state)
+        value = {} if self.critic is None else {"value": self.value(value_features)}
+        return self.head(policy_features, mask).insight() | value
+
     def value(self, features: Tensor) -> Tensor:
         """Return the values (B,) of features (B, F)."""
         return features.new_zeros(len(features)) if self.critic is None else self.critic(features).squeeze(-1)

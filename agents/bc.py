@@ -42,6 +42,9 @@ class BC(Agent):
     ) -> Act:
         return Act(self.policy.sample(self.obs(obs), noise["policy"] if explore else None, mask), state)
 
+    def insight(self, obs: Any, state: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
+        return self.policy.distribution(self.obs(obs), mask).insight()
+
     def loss(self, batch: Batch) -> Loss:
         t: Transition = batch.data
         log_prob = self.policy.log_prob(self.obs(t.obs), t.action, t.extras.get("action_mask"))  # (B,)

@@ -119,6 +119,10 @@ class ContinuousAgent(Agent):
         self.gamma, self.n_step = config.gamma, config.n_step
         self.obs = Normalizer(spec.obs_space) if config.normalize_obs else nn.Identity()
 
+    def insight(self, obs: Any, state: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
+        action = self.act(obs, state, {}, {}, mask, explore=False).action
+        return {"q": self.critic(self.obs(obs), self.scale.from_env(action)).amin(0)}
+
     def q(self, t: Transition) -> Tensor:
         """Return the critics' values (K, B) of the actions that were taken."""
         return self.critic(self.obs(t.obs), self.scale.from_env(t.action))

@@ -72,7 +72,8 @@ class DiscreteCQL(Agent):
         mask: Tensor | None = None,
         explore: bool = True,
     ) -> Act:
-        return Act(losses.masked(self.online(self.obs(obs)).squeeze(0), mask).argmax(-1), state)
+        q = losses.masked(self.online(self.obs(obs)).squeeze(0), mask)  # (N, A)
+        return Act(q.argmax(-1), state, {"q": q})
 
     def loss(self, batch: Batch) -> Loss:
         t: Transition = batch.data

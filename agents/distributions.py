@@ -39,6 +39,10 @@ class Categorical:
         """Return log p(action) (B,) of actions (B, *parts)."""
         return _joint(self.log_p.gather(-1, action.long().unsqueeze(-1)).squeeze(-1))
 
+    def insight(self) -> dict[str, Tensor]:
+        """Return the probabilities (B, *parts, A) under their name in `Agent.insight`."""
+        return {"probabilities": self.log_p.exp()}
+
     def entropy(self) -> Tensor:
         """Return the entropy (B,) in nats."""
         return _joint(-(self.log_p.exp() * self.log_p).sum(-1))
@@ -62,6 +66,10 @@ class Gaussian:
         """Return the log-density (B,) of actions (B, *parts)."""
         z = (action - self.mean) * (-self.log_std).exp()
         return _joint(-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi))
+
+    def insight(self) -> dict[str, Tensor]:
+        """Return nothing: the means are the actions."""
+        return {}
 
     def entropy(self) -> Tensor:
         """Return the differential entropy (B,) in nats."""
@@ -90,7 +98,7 @@ class DiscreteHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Categorical:
         """Return the policy of features (B, width), under an action mask (B, actions) of a Discrete space."""
-        logits = self.logits(features).view(len(features), *self.shape)
+        logits = self.logits(features).view(features.shape[0], *self.shape)
         return Categorical(logits, self.allowed if mask is None else mask)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
@@ -118,7 +126,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Gaussian:
         """Return the policy of features (B, width)."""
-        mean = self.mean(features).view(len(features), *self.middle.shape)
+        mean = self.mean(features).view(features.shape[0], *self.middle.shape)
         return Gaussian(self.middle + self.radius * mean, self.log_std + self.radius.log())
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:

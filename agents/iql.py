@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from agents.configs.offline import IQLConfig
 from agents.continuous import Critic
 from agents.offline import Heads, Policy
+from rlcore import losses
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.errors import UserError
@@ -70,6 +71,14 @@ class IQL(Agent):
         explore: bool = True,
     ) -> Act:
         return Act(self.policy.sample(self.obs(obs), noise["policy"] if explore else None, mask), state)
+
+    def insight(self, obs: Any, state: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
+        seen, action = self.obs(obs), self.act(obs, state, {}, {}, mask, explore=False).action
+        if self.policy.scale is None:
+            q = losses.masked(self.critic(seen).amin(0), mask)  # (N, A)
+        else:
+            q = self.q(self.critic, seen, action).amin(0)  # (N,)
+        return {"q": q, "value": self.value(seen).view(-1), **self.policy.distribution(seen, mask).insight()}
 
     def loss(self, batch: Batch) -> Loss:
         t: Transition = batch.data

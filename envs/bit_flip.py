@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -13,6 +14,8 @@ from rlcore.errors import UserError
 from rlcore.native import BatchedEnv
 from rlcore.types import Step
 from rlcore.vector import Autoreset, Split
+
+_SET, _CLEAR = (0, 114, 178), (222, 222, 222)  # colours of a bit
 
 
 class BitFlip(BatchedEnv):
@@ -29,9 +32,10 @@ class BitFlip(BatchedEnv):
         split: ignored; nothing is held out.
         autoreset: "same_step", "next_step" or "disabled".
         bits: n.
+        render_mode: "rgb_array".
 
     Raises:
-        UserError: ``bits`` is no whole number above 1.
+        UserError: ``bits`` is no whole number above 1, or ``render_mode`` another.
     """
 
     has_goals = True
@@ -44,7 +48,10 @@ class BitFlip(BatchedEnv):
         autoreset: Autoreset = "same_step",
         *,
         bits: int = 15,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"BitFlip's render_mode: '{render_mode}' cannot be had; expected 'rgb_array'")
         if isinstance(bits, bool) or not isinstance(bits, int) or bits < 2:
             raise UserError(f"BitFlip's bits: {bits!r} is not a whole number above 1")
         self.bits, self.num_uniforms = bits, 2 * bits
@@ -72,6 +79,14 @@ class BitFlip(BatchedEnv):
         bits, goal = state[:, : self.bits], state[:, self.bits :]
         bits = (bits - (action[:, None] == self._bit).float()).abs()
         return torch.cat([bits, goal], 1), self.compute_reward(bits, goal), self.compute_terminated(bits, goal)
+
+    def render(self) -> list[Any]:
+        """Return one picture (80, 24 n, 3) uint8 per environment: the bits, dark where set, above their goal."""
+        rows = self._state.view(-1, 2, self.bits).cpu().numpy()  # (N, 2, n)
+        cells = np.where(rows[..., None] > 0, _SET, _CLEAR).astype(np.uint8)  # (N, 2, n, 3)
+        pictures = np.kron(cells, np.ones((1, 40, 24, 1), np.uint8))
+        pictures[:, ::40] = pictures[:, :, ::24] = 255
+        return [*pictures]
 
     def step(self, action: Tensor) -> Step:
         """Apply actions (N,); see `VectorEnv.step`."""

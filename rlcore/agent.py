@@ -72,6 +72,21 @@ class Agent(nn.Module, ABC):
             explore: False in evaluation: act greedily and deterministically.
         """
 
+    def insight(self, obs: Any, state: Any, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what the agent makes of N observations, for people to see: closed, differentiable, greedy.
+
+        Args:
+            obs: as `act` takes it.
+            state: as `act` takes it.
+            mask: as `act` takes it.
+
+        Returns:
+            Those that the agent has of: ``q``, the values (N, A) of Discrete actions, or (N,) of the action that `act`
+            chooses; ``probabilities`` (N, *parts, A) of its policy; ``value`` (N,) of the state. By default what
+            greedy `act` answers in its extras.
+        """
+        return self.act(obs, state, {}, {}, mask, explore=False).extras
+
     def took(self, state: Any, action: Tensor) -> Any:
         """Return the memory ``state`` (N, ...) after an act whose action the source replaced by ``action`` (N, ...)."""
         return state

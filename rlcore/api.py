@@ -24,6 +24,7 @@ from rlcore.run import Look, Run, find_checkpoint, load
 from rlcore.statistics import stratified_bootstrap_ci, summary
 from rlcore.trainer import Trainer
 from rlcore.vector import VectorEnv
+from rlcore.video import Film, stage
 
 MISTAKES = 20  # listed at the end of a run
 RECORD_SEED = 2_000_000  # so that by default nobody learns from the very episodes that evaluations play
@@ -100,6 +101,8 @@ def opened(recipe: Any, out: str | Path | None, resume: bool, overrides: Mapping
             weights = checkpoint.load(find_checkpoint(Path(config.init), elder)).agent
             trainer.agent.start_from(weights, config.init)
         _require_space(trainer, config, folder or Path(out or "runs"))
+        if config.eval.video:  # told before there is a folder
+            stage(config, "validation", "eval.video").close()
         folder = distributed.first(lambda: folder or runs.create(out, config))
         with _writer(folder):
             if not distributed.rank():
@@ -124,9 +127,11 @@ def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
     checkpoints = folder / "checkpoints"
     logger = None if distributed.rank() else Logger(folder, resume_frames=saved.frames if saved else None)
     evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
+    film = Film(config, logger) if logger is not None and config.eval.video else None
+    show = logger and functools.partial(_draw, logger, "eval")
     trainer.callbacks = [
         Log(config.log.every),
-        Evaluate(evaluation, config.eval, checkpoints, logger and functools.partial(_draw, logger, "eval")),
+        Evaluate(evaluation, config.eval, checkpoints, show, film),
         Stop(config.stop),
         Write(logger, progress),
         Checkpoint(checkpoints, config.checkpoint),
@@ -143,8 +148,8 @@ def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
     except (Exception, KeyboardInterrupt) as error:
         _fail(trainer, folder, error)
     finally:
-        if evaluation is not None:
-            evaluation.close()
+        for used in filter(None, (evaluation, film)):
+            used.close()
 
 
 def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger | None) -> Run:
@@ -287,7 +292,9 @@ def record(
     Args:
         run: a run's folder, or ``latest``.
         to: ``FILE.npz`` or ``minari:ID``, not there yet; see `rlcore.recorded` for what it will hold.
-        episodes, seed, which: as `evaluate` takes them, but the default seed is 2_000_000.
+        episodes: as `evaluate` takes them.
+        seed: likewise, but the default is 2_000_000.
+        which: as `evaluate` takes it.
         explore: act as at the end of training instead of greedily.
 
     Returns:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rlcore import checkpoint, distributed
+from rlcore.agent import Agent
 from rlcore.config import CheckpointConfig, EvalConfig, StopConfig
 from rlcore.errors import Diverged, UserError, nearest
 from rlcore.evaluation import evaluate
@@ -75,19 +76,26 @@ class Log:
 
 
 Show = Callable[[int, VectorEnv, dict[str, torch.Tensor]], None]
+Film = Callable[[Agent, int], None]
 
 
 class Evaluate:
     """Every so many frames, play seeded episodes in an own environment (None: never); keep the best agent.
 
     What is best is said by ``eval.best``, the name of one of the logged numbers, and ``eval.best_mode``. ``show`` is
-    given the frames so far, the environment and the episodes' outcomes, to draw figures from.
+    given the frames so far, the environment and the episodes' outcomes, to draw figures from; ``film`` at every
+    ``eval.video``-th evaluation the agent and the frames so far.
     """
 
     def __init__(
-        self, env: VectorEnv | None, config: EvalConfig, checkpoints: Path | None = None, show: Show | None = None
+        self,
+        env: VectorEnv | None,
+        config: EvalConfig,
+        checkpoints: Path | None = None,
+        show: Show | None = None,
+        film: Film | None = None,
     ) -> None:
-        self.env, self.config, self.checkpoints, self.show = env, config, checkpoints, show
+        self.env, self.config, self.checkpoints, self.show, self.film = env, config, checkpoints, show, film
         self.by = [config.best, config.best_mode]
         self.sign = 1 if config.best_mode == "max" else -1
         self.best = -self.sign * math.inf
@@ -110,6 +118,8 @@ class Evaluate:
         unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
         values = {names.get(name, name): value for name, value in result.items() if name not in unlogged}
         trainer.row |= {f"eval/{name}": value for name, value in values.items()}
+        if self.film is not None and trainer.clock.due(config.every * config.video):
+            self.film(trainer.agent, trainer.clock.frames)
         if self.checkpoints:
             self._keep(trainer, self.checkpoints, values)
 

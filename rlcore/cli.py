@@ -78,7 +78,7 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("--seed", type=natural, help=base)
     parser.checkpoint()
     view = "first show or record one episode (of the first run)"
-    parser.add_argument("--render", metavar="window|FILE.gif", help=view)
+    parser.add_argument("--render", metavar="window|FILE.gif|FILE.mp4", help=view)
     steps = "write the steps of the episodes (of one run) to a file or a Minari data set, for agents to learn from"
     parser.add_argument("--record", metavar="FILE.npz|minari:ID", help=steps)
     parser.add_argument("--explore", action="store_true", help="with --record: act as at the end of training")

@@ -94,6 +94,12 @@ class Logger:
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png.getvalue())
         self._event(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
 
+    def video(self, tag: str, gif: bytes, frames: int) -> None:
+        """Show an animated GIF in TensorBoard."""
+        width, height = struct.unpack("<HH", gif[6:10])
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
+        self._event(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
+
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float], frames: int) -> None:
         """Give TensorBoard's HPARAMS page the run's options and final metrics, once, at the end of the run.
 

@@ -1,17 +1,14 @@
-"""Watch a trained agent: one greedy episode in a window or a GIF."""
+"""Watch a trained agent: one greedy episode in a window, a GIF or an MP4 film, its numbers beside it."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
-
-from rlcore import build, registry
+from rlcore import video
 from rlcore.errors import UserError
 from rlcore.run import Run
-from rlcore.vector import VectorEnv
+from rlcore.video import Picture
 
 
 def render(run: Run, target: str, seed: int | None = None) -> float:
@@ -19,62 +16,59 @@ def render(run: Run, target: str, seed: int | None = None) -> float:
 
     Args:
         run: the trained agent.
-        target: "window", or a path that ends in .gif.
+        target: "window", or a path that ends in .gif or .mp4.
         seed: default: the run's eval.final_seed.
 
     Raises:
-        UserError: the environment does not render, a package for it is missing, or the path is no .gif.
+        UserError: the environment does not render, a package for it is missing, or the path is neither.
     """
-    path = Path(target)
-    if target != "window" and (path.suffix != ".gif" or not path.absolute().parent.is_dir()):
-        raise UserError(f"--render: got '{target}', expected window, or FILE.gif in a folder that exists")
-    settings = run.config.env
-    native = settings.id in registry.names("envs") and not settings.wrappers
-    if native and not hasattr(registry.find("envs", settings.id), "render"):
-        raise UserError(f"--render {target}: environment '{settings.id}' has no picture; expected one that renders")
-    if settings.backend not in ("auto", "native"):
-        settings = settings.model_copy(update={"backend": "sync"})  # one environment, in this process
-    if target != "window":
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display is needed
-    mode = "human" if target == "window" else "rgb_array"
-    env = build.env(settings, run.config.device, "test", 1, autoreset="disabled", render_mode=mode)
+    path, what = Path(target), f"--render {target}"
+    if target != "window" and (path.suffix not in (".gif", ".mp4") or not path.absolute().parent.is_dir()):
+        raise UserError(f"--render: got '{target}', expected window, or FILE.gif or FILE.mp4 in a folder that exists")
+    env = video.stage(run.config, "test", what, window=target == "window")
+    total = 0.0
+    draw, fps = video.panel(run.config, env), video.rate(env)
+
+    def pictures() -> Iterator[Picture]:
+        nonlocal total
+        for moment in video.play(run.agent, env, run.config.eval.final_seed if seed is None else seed, most):
+            total = moment.total
+            yield draw.beside(moment)
+
+    most = run.config.eval.max_steps
     try:
-        frames, total = _play(run, env, run.config.eval.final_seed if seed is None else seed)
-        if target != "window":
-            _write_gif(path, frames, getattr(getattr(env, "env", None), "metadata", {}).get("render_fps", 50))
-    except (ImportError, gym.error.Error, RuntimeError) as error:  # packages, modes, and pygame's missing display
-        raise UserError(f"--render {target}: {' '.join(str(error).split())}") from error
+        if target == "window":
+            show(pictures(), fps, draw.title)
+        elif path.suffix == ".gif":
+            path.write_bytes(video.gif(pictures(), fps))
+        else:
+            video.mp4(path, pictures(), fps)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror or error})") from None
+    except (ImportError, RuntimeError) as error:  # packages, modes, and pygame's missing display
+        raise UserError(f"{what}: {' '.join(str(error).split())}; rendering needs rlcore[render]") from error
     finally:
         env.close()
     return total
 
 
-def _play(run: Run, env: VectorEnv, seed: int) -> tuple[list[Any], float]:
-    frames, total = [], 0.0
-    obs, extras = env.reset(seed)
-    run.reset()
-    for _ in range(run.config.eval.max_steps):
-        frames += _pictures(env)
-        step = env.step(run.choose(obs, extras.get("action_mask")))
-        total += float(step.reward)
-        obs, extras = step.obs, step.extras
-        if bool(step.terminated | step.truncated):
-            break
-    run.reset()
-    return frames + _pictures(env), total
+def show(pictures: Iterable[Picture], fps: float, title: str) -> None:
+    """Show pictures of one size in a window until they end or it is closed."""
+    import pygame
 
-
-def _pictures(env: Any) -> list[Any]:
-    return [picture for picture in env.render() or [] if picture is not None]
-
-
-def _write_gif(path: Path, frames: list[Any], rate: float) -> None:
-    from PIL import Image
-
-    images = [Image.fromarray(frame) for frame in frames]
-    if not images:
-        raise UserError(f"--render {path}: the environment gave no pictures; expected one that renders rgb_array")
+    pygame.display.init()
+    clock, window = pygame.time.Clock(), None
     try:
-        images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / rate), loop=0)
-    except OSError as error:
-        raise UserError(f"--render {path}: cannot be written ({error.strerror or error})") from None
+        for picture in pictures:
+            if window is None:
+                window = pygame.display.set_mode(picture.shape[1::-1])
+                pygame.display.set_caption(title)
+            window.blit(pygame.image.frombuffer(picture.tobytes(), picture.shape[1::-1], "RGB"), (0, 0))
+            pygame.display.flip()
+            if any(event.type == pygame.QUIT for event in pygame.event.get()):
+                return
+            clock.tick(fps)
+    finally:
+        pygame.display.quit()

@@ -87,8 +87,14 @@ class EvalConfig(Model):
     best: str = Field(default="return_mean", min_length=1, description="metric that the best checkpoint is chosen by")
     best_mode: Literal["max", "min"] = Field(default="max", description="whether its largest or smallest is best")
     use: Literal["last", "best"] = Field(default="last", description="checkpoint evaluated at the end, and by default")
+    video: int = Field(default=0, ge=0, description="evaluations between films of an episode in TensorBoard; 0: none")
     final_episodes: int = Field(default=100, ge=1, description="episodes of the evaluation at the end")
     final_seed: int = Field(default=10_000, ge=0, description="base seed of the evaluation at the end")
+
+    def model_post_init(self, _: Any) -> None:
+        """Check what single fields cannot."""
+        if self.video and not self.every:
+            raise ValueError("every above 0 beside video: it is evaluations that are filmed")
 
 
 class StopConfig(Model):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import SMALL, Command, options, rows, scalars
-from PIL import Image
 
 import rlcore
 from rlcore import config as configs
@@ -316,43 +315,6 @@ def test_latest_is_the_run_that_began_last(command: Command, finished: Path) -> 
         assert command("train", finished, "--out", f"runs/{name}", "--quiet", "--budget.frames=40").code == 0
     assert "run: runs/a" in command("runs", "show", "latest").out
     assert json.loads(command("evaluate", "latest", "--json").out)["episodes"] == 5
-
-
-def test_a_gif_shows_the_episode_that_is_evaluated_first(command: Command, finished: Path) -> None:
-    done = command("evaluate", finished, "--render", "episode.gif", "--json")
-    result = json.loads(done.out)
-    assert f"return {result['returns'][0]:.6g} to episode.gif" in done.err
-    with Image.open("episode.gif") as gif:
-        length = 0
-        for frame in range(gif.n_frames):
-            gif.seek(frame)
-            length += gif.info["duration"]
-        assert gif.size == (600, 400)
-        assert length == 20 * (result["returns"][0] + 1)  # 50 frames a second, the first and the last state too
-        assert len(gif.convert("RGB").getcolors()) >= 3, "the pictures are empty"
-
-
-def test_rendering_says_what_it_lacks(
-    command: Command, finished: Path, regression: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for target, sentence in (("film.mp4", "expected window, or FILE.gif"), ("no/film.gif", "in a folder that exists")):
-        done = command("evaluate", finished, "--render", target)
-        assert done.code == 2
-        assert sentence in done.err
-    assert "environment 'tabular' has no picture" in command("evaluate", regression, "--render", "x.gif").err
-    monkeypatch.setitem(sys.modules, "pygame", None)
-    done = command("evaluate", finished, "--render", "x.gif")
-    assert done.code == 2
-    assert "pygame is not installed" in done.err
-    assert done.err.count("\n") == 1
-    assert not Path("x.gif").exists()
-
-
-def test_a_window_opens_and_closes(command: Command, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    done = command("evaluate", finished, "--render", "window", "--episodes", "1")
-    assert done.code == 0
-    assert "rendered an episode" in done.err
 
 
 # Prediction

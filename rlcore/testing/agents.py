@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,123 +13,19 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlcore import build, checkpoint, registry
+from rlcore import build, checkpoint
 from rlcore import config as configs
 from rlcore.agent import Agent
 from rlcore.config import Config
 from rlcore.evaluation import evaluate
-from rlcore.native import BatchedEnv
 from rlcore.spaces import Tokens
+from rlcore.testing import echo  # noqa: F401 - registers its environments
 from rlcore.trainer import Trainer
 from rlcore.tree import leaves, tmap
-from rlcore.types import Batch, Rollout, Step
-from rlcore.vector import Autoreset, Split
+from rlcore.types import Batch, Rollout
 
 # What makes a host wait for a device, or a shape depend on values.
 _SYNCHRONISING = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal")
-
-
-class Echo(BatchedEnv):
-    """The smallest task there is: one step, the observation names the action that is rewarded.
-
-    Discrete: reward 1 for the action whose number is observed. Continuous: minus the squared distance
-    to the number observed, scaled to [-1, 1].
-    """
-
-    num_uniforms = 1
-
-    def __init__(
-        self,
-        num_envs: int,
-        device: str = "cpu",
-        split: Split = "train",
-        autoreset: Autoreset = "same_step",
-        actions: int = 4,
-        continuous: bool = False,
-    ) -> None:
-        self.actions, self.continuous = actions, continuous
-        super().__init__(
-            num_envs,
-            device,
-            split,
-            autoreset,
-            obs_space=spaces.Box(0, 1, (actions,)),
-            action_space=spaces.Box(-1, 1, (1,)) if continuous else spaces.Discrete(actions),
-            max_episode_steps=2,
-        )
-
-    def initial(self, u: Tensor) -> Tensor:
-        """Choose what to name."""
-        return (u * self.actions).floor()
-
-    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reward the action and end the episode."""
-        if self.continuous:
-            wanted = 2 * state / (self.actions - 1) - 1
-            reward = -(action - wanted).square().sum(-1)
-        else:
-            reward = (action == state[:, 0]).float()
-        return state, reward.float(), torch.ones_like(reward, dtype=torch.bool)
-
-    def observe(self, state: Tensor) -> Tensor:
-        """Name the action."""
-        return torch.nn.functional.one_hot(state[:, 0].long(), self.actions).float()
-
-
-class EchoText(BatchedEnv):
-    """`Echo` for agents that write: the prompt is one letter, to be written once and ended.
-
-    Each of the two tokens is worth 1/2. Environments 4 i ... 4 i + 3 show the same prompts if they are seeded together.
-    """
-
-    num_uniforms = 1
-    pad, bos, eos, letters, group = 0, 1, 2, 4, 4
-
-    def __init__(
-        self, num_envs: int, device: str = "cpu", split: Split = "train", autoreset: Autoreset = "same_step"
-    ) -> None:
-        vocabulary = 3 + self.letters
-        super().__init__(
-            num_envs,
-            device,
-            split,
-            autoreset,
-            obs_space=Tokens(vocabulary, 1, self.pad, self.bos, self.eos),
-            action_space=Tokens(vocabulary, 2, self.pad, self.bos, self.eos),
-            max_episode_steps=2,
-        )
-        self.spec = self.spec._replace(extras=frozenset({"group"}))
-
-    def reset(
-        self, seed: int | Sequence[int] | None = None, mask: Tensor | None = None
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """Start new episodes, those of a group alike."""
-        if isinstance(seed, int):
-            seed = [seed + i // self.group for i in range(self.num_envs)]
-        return super().reset(seed, mask)
-
-    def step(self, action: Tensor) -> Step:
-        """Judge what was written, and say who is compared with whom."""
-        step = super().step(action)
-        return step._replace(extras={"group": torch.arange(self.num_envs, device=self.device) // self.group})
-
-    def initial(self, u: Tensor) -> Tensor:
-        """Choose the letter."""
-        return 3 + (u * self.letters).long()
-
-    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reward what is written and end the episode."""
-        right = (action[:, 0] == state[:, 0]).float() + (action[:, 1] == self.eos).float()
-        return state, right / 2, torch.ones_like(right, dtype=torch.bool)
-
-    def observe(self, state: Tensor) -> Tensor:
-        """Show the letter."""
-        return state.clone()
-
-
-for _name, _env in (("Echo", Echo), ("EchoText", EchoText)):
-    if _name not in registry.names("envs"):
-        registry.register("envs", _name, _env)
 
 
 def check_agent(recipe: str | Path | Mapping[str, Any], learns: Mapping[str, Any] | None = None) -> None:
@@ -147,6 +43,7 @@ def check_agent(recipe: str | Path | Mapping[str, Any], learns: Mapping[str, Any
     config = configs.validate(configs.read(recipe))
     trainer = build.trainer(config)
     check_act(trainer)
+    check_insight(trainer)
     trainer.source.env.close()  # reset behind the source's back
     trainer = build.trainer(config)
     check_loss(trainer)
@@ -203,6 +100,31 @@ def check_act(trainer: Trainer) -> None:
             for old, new in zip(states, leaves(first.state), strict=True):
                 assert (old.shape, old.dtype) == (new.shape, new.dtype), "act changed the recurrent state's layout"
         assert torch.equal(before, torch.get_rng_state()), "act drew from torch's global generator, not from its noise"
+
+
+def check_insight(trainer: Trainer) -> None:
+    """Numbers of the right shapes, a function of its arguments only, and those that greedy acts go by."""
+    agent, env = trainer.agent.eval(), trainer.source.env
+    space, (obs, extras) = env.spec.action_space, env.reset(7)
+    n, mask = env.num_envs, extras.get("action_mask")
+    before = (torch.get_rng_state(), {name: x.clone() for name, x in agent.state_dict().items()})
+    state = agent.initial_state(n)
+    with torch.no_grad(), _Closed("insight"):
+        first, again = (agent.insight(obs, state, mask) for _ in range(2))
+        action = agent.act(obs, state, {}, {}, mask, explore=False).action
+    agent.train()
+    assert first_difference(first, again) is None, "insight gave two answers to the same arguments"
+    assert first_difference(before, (torch.get_rng_state(), agent.state_dict())) is None, "insight changed something"
+    discrete = isinstance(space, spaces.Discrete)
+    shapes = {"q": (n, int(space.n)) if discrete else (n,), "value": (n,)}
+    for name, x in first.items():
+        shape = shapes.get(name, x.shape)
+        assert x.shape == shape, f"insight's '{name}' has shape {tuple(x.shape)}, expected {shape}"
+        if name == "probabilities":
+            one = x.sum(-1)
+            assert torch.allclose(one, torch.ones_like(one)), "insight's probabilities do not add up to 1"
+        if name == "probabilities" or (name == "q" and discrete and "probabilities" not in first):
+            assert torch.equal(x.argmax(-1), action.long()), f"act does not choose what insight's '{name}' says is best"
 
 
 def check_loss(trainer: Trainer) -> None:
