@@ -1,12 +1,13 @@
 # make train: install into .venv, train DQN on CartPole-v1, print a seeded evaluation.
 # make test: lint, types and tests.
+# make docs: the documents as a site, into build/site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: train test lint slow clean
+.PHONY: train test lint slow docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python scripts/train.py cartpole_dqn
@@ -22,6 +23,9 @@ lint: $(VENV)/.installed-test
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m slow
+
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

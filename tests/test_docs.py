@@ -1,40 +1,114 @@
-"""Every Python block of the README and of the documents runs as written, in order; every command to train is valid."""
+"""Every block of the README and of the documents runs as written, in order; see `docs_blocks` for what is made short."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import docs_blocks as docs
+import gymnasium
 import pytest
 
-from rlcore import command, registry
 from rlcore import config as configs
-
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITH_CODE = [path for path in DOCUMENTS if "```python" in path.read_text(encoding="utf-8")]
+from rlcore import registry
 
 
-@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
-def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder; what a document registers, imports or sets is gone after it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setattr(registry, "_own", dict(registry._own))
-    names: dict[str, object] = {"__name__": document.stem}
-    for block in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(block, str(document), "exec", dont_inherit=True), names)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known, modules = dict(gymnasium.registry), set(sys.modules)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(known)
+    for name in set(sys.modules) - modules:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.usefixtures("newcomer")
+def test_every_block_runs(document: Path) -> None:
+    reader = docs.Reader(document)
+    for block in docs.blocks(document):
+        reader.do(block)
+    imported = {Path(str(getattr(module, "__file__", None))).name for module in list(sys.modules.values())}
+    for block in docs.blocks(document):
+        later = [one.text for one in docs.blocks(document) if one.line > block.line]
+        used = block.file in imported if block.language == "python" else any(str(block.file) in text for text in later)
+        assert used or not block.file, f"{document.name}: nothing uses {block.file}"
+
+
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_commands_stand_in_blocks(document: Path) -> None:
+    """Else nothing would run them."""
+    found = re.search(r"^ {4,}(\$ )?(python|torchrun|pip|make|rlcore-\w+) .*", docs.outside(document), re.MULTILINE)
+    assert not found, f"{document.name}: '{found and found[0].strip()}' is indented; expected a block of sh"
+
+
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_commands_within_a_sentence_or_a_table_name_what_exists(document: Path) -> None:
+    for line in re.findall(r"`(python scripts/\w+\.py [^`]*)`", docs.outside(document)):
+        name, argv = docs.script(line) or ("", [])
+        assert (docs.ROOT / "scripts" / f"{name}.py").exists(), f"{document.name}: {line}"
+        if name == "train" and not any(re.fullmatch(r"-*[A-Z]+", word) for word in argv):
+            numbered = [re.sub(r"=N$", "=0", word) for word in argv]
+            if "--resume" not in argv:
+                docs.validate_training(numbered)
+
+
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", docs.outside(document)):
         assert "://" in target or (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_to_train_name_recipes_and_settings_that_exist(document: Path) -> None:
-    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(r"^ *(?:python|torchrun\b.*) scripts/train\.py (.*)$", text, re.MULTILINE):
-        settings, (config, *_) = command.settings_of(shlex.split(line, comments=True))
-        if not config.startswith("--") and not config.isupper():  # else a run is continued, or CONFIG stands for any
-            configs.validate(configs.override(configs.read(config), settings), line)
+def test_what_cannot_run_is_listed_and_the_rest_is_not() -> None:
+    assert docs.not_run("torchrun --nproc-per-node 2 scripts/train.py cartpole_ppo")
+    assert docs.not_run("python scripts/evaluate.py runs/mine --render window")
+    assert docs.not_run("python scripts/train.py cartpole_dqn --out runs/mine") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("```python\nassert 1 == 2\n```", "AssertionError"),
+        ("```sh\npython scripts/train.py cartpole_dqnn\n```", "neither a file nor a shipped recipe"),
+        ("```sh\npython scripts/train.py cartpole_dqn --optim.rate=1\n```", "optim.rate"),
+        ("```sh\ntorchrun scripts/train.py cartpole_dqn --optim.rate=1\n```", "optim.rate"),
+        ("```sh\npython scripts/evaluate.py runs/none\n```", "runs/none"),
+        ("```sh\nrm -r runs\n```", "nothing runs"),
+        ("```yaml\nagent: {name: dqn, gamma: 2}\n```", "agent.gamma"),
+        ("```yaml\nrows: {one: {recipe: cartpole_dqnn}}\ntitle: x\n```", "neither a file nor a shipped recipe"),
+        ("```\npython scripts/train.py cartpole_dqn\n```", "block of sh"),
+        ("```json\n{\n```", "JSONDecodeError"),
+        ("```ruby\nputs 1\n```", "nothing tests"),
+        ("```python\n1", "not closed"),
+    ],
+)
+@pytest.mark.usefixtures("newcomer")
+def test_a_wrong_block_is_found(text: str, why: str, tmp_path: Path) -> None:
+    document = tmp_path / "wrong.md"
+    document.write_text(text, encoding="utf-8")
+    with pytest.raises(Exception) as error:
+        reader = docs.Reader(document)
+        for block in docs.blocks(document):
+            reader.do(block)
+    assert why in f"{error.type.__name__}: {error.value}"
+
+
+def test_short_runs_keep_what_the_document_says() -> None:
+    argv = shlex.split("cartpole_ppo --optim.lr=1e-4 --source.horizon=32 --out runs/x")
+    short = docs.shortened("train", argv)
+    assert short[: len(argv)] == argv
+    config = docs.validate_training(short)
+    assert config.optim.lr == 1e-4
+    assert (
+        config.source == configs.validate(configs.override(configs.read("cartpole_ppo"), {"source.horizon": 32})).source
+    )
+    assert config.budget.frames == 2 * config.env.num_envs * 32
