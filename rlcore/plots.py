@@ -34,6 +34,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "figure.titlesize": 10,
     "figure.labelsize": 10,
     "grid.alpha": 0.3,
@@ -194,7 +195,7 @@ def profiles(tables: Mapping[str, np.ndarray], said: str) -> Any:
     """Draw the fraction of runs above each score: exact steps, or 200 points where there are more scores."""
     scores = np.unique(np.concatenate([table.ravel() for table in tables.values()]))
     taus = scores if len(scores) <= _TAUS else np.linspace(scores[0], scores[-1], _TAUS)
-    margin = 0.03 * (taus[-1] - taus[0] or 1.0)
+    margin = 0.03 * (taus[-1] - taus[0] or abs(taus[0]) or 1.0)
     taus = np.array([taus[0] - margin, *taus, taus[-1] + margin])
     drawn = [Line(name, len(table), taus, performance_profile(table, taus)) for name, table in tables.items()]
     title = f"Performance profiles: higher is better; shaded: {_INTERVAL}"
@@ -263,7 +264,7 @@ def _axis(panel: Any, xlabel: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     panel.margins(x=0.02)
-    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if xlabel == "environment frames":
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
 
