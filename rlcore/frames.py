@@ -16,6 +16,7 @@ How much is needed lies on the device: `FrameBuffer.add` looks at it, and waits,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -98,6 +99,11 @@ class FrameBuffer(ReplayBuffer):
         if self._adds >= self._look:
             self._inspect()
         return slot
+
+    def extend(self, steps: Sequence[dict[str, Any]]) -> None:
+        """Store steps of the N environments, all valid."""
+        for step in steps:
+            self.add(step)
 
     def cut(self) -> None:
         """End every environment's running episode; see `ReplayBuffer.cut`."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from rlcore.errors import UserError
 from rlcore.native import array, tensor
 from rlcore.records import Records, find, fits, minimum, pick, where, whole
-from rlcore.tree import leaves, tmap
+from rlcore.tree import cut, leaves, tmap
 from rlcore.types import Rollout, Transition
 
 FIELDS = ("obs", "action", "reward", "terminated", "truncated", "next_obs")
@@ -112,21 +112,40 @@ class ReplayBuffer:
             self._newest[:] = where(stored, slot, self._newest)
             self._head += stored
             slot = where(stored, slot, self._scratch)
-        self._write(slot, {name: step[name] for name in self._fields})
+        successive = self._even and isinstance(slot, np.ndarray)
+        self._write(slice(int(slot[0]), int(slot[0]) + self.num_envs) if successive else slot, step)
         return tensor(slot)
 
-    def _write(self, slot: Any, step: dict[str, Any]) -> None:
-        successive = self._even and isinstance(slot, np.ndarray)
-        at = slice(int(slot[0]), int(slot[0]) + self.num_envs) if successive else slot
+    def extend(self, steps: Sequence[dict[str, Any]]) -> None:
+        """Store steps of the N environments, all valid: what adding one after the other does, with a copy a field."""
+        head, count, n = self._head, len(steps), self.num_envs
+        if not (self._even and isinstance(head, np.ndarray) and 1 < count <= self.rows):
+            for step in steps:
+                self.add(step)
+            return
+        first = int(head[0]) % self.rows
+        left = min(count, self.rows - first)  # rows before the ring's end
+        self._write(slice(first * n, (first + left) * n), *steps[:left])
+        if left < count:
+            self._write(slice(0, (count - left) * n), *steps[left:])
+        self._empty = False
+        self._newest[:] = (first + count - 1) % self.rows * n + self._env
+        head += count
 
-        def put(name: str, x: Tensor) -> None:
-            if name in self._large:
-                self._large[name].index_copy_(0, tensor(slot), x)
-            else:
+    def _write(self, at: Any, *steps: dict[str, Any]) -> None:
+        """Write steps into the slots ``at``, an array, or on a CPU, where they are successive, a slice."""
+
+        def put(name: str, *items: Tensor) -> None:
+            x = items[0] if len(items) == 1 else torch.cat(items)
+            if name not in self._large:
                 self._records.put(at, name, x)
+            elif isinstance(at, slice):
+                self._large[name][at] = x
+            else:
+                self._large[name].index_copy_(0, tensor(at), x)
 
         for name, field in self._fields.items():
-            tmap(put, field, step[name])
+            tmap(put, field, *[step[name] for step in steps])
 
     def turnover(self, length: int = 1) -> tuple[Tensor, Tensor]:
         """Return which slots became a start and which ceased to be one with each environment's latest step, (N,) each.
@@ -328,18 +347,4 @@ def layout(fields: Any) -> Any:
 
 def split(data: Transition, index: Tensor, batches: int) -> list[tuple[Transition, Tensor]]:
     """Cut one gather of items and their slots into that many batches: views of it, disjoint, never written again."""
-    if batches == 1:
-        return [(data, index)]
-
-    def rows(tree: Any) -> Sequence[Any]:
-        if isinstance(tree, Tensor):
-            return tree.view(batches, -1, *tree.shape[1:]).unbind()
-        if isinstance(tree, dict):
-            parts = zip(*map(rows, tree.values()), strict=True)
-            return [dict(zip(tree, part, strict=True)) for part in parts] if tree else [{}] * batches
-        if isinstance(tree, tuple):
-            return list(zip(*map(rows, tree), strict=True)) if tree else [()] * batches
-        return [None] * batches
-
-    parts = zip(*map(rows, data), strict=True)
-    return [(Transition(*part), at) for part, at in zip(parts, rows(index), strict=True)]
+    return [(data, index)] if batches == 1 else list(zip(cut(data, batches), cut(index, batches), strict=True))

@@ -5,7 +5,7 @@ Observations, recurrent states and batches are trees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -31,3 +31,17 @@ def leaves(tree: Any) -> Iterator[Tensor]:
             yield from leaves(value)
     elif tree is not None:
         yield tree
+
+
+def cut(tree: Any, parts: int) -> Sequence[Any]:
+    """Return trees (B, ...), views of the successive parts of a tree (parts * B, ...)."""
+    if isinstance(tree, Tensor):
+        return tree.view(parts, -1, *tree.shape[1:]).unbind()
+    if isinstance(tree, dict):
+        rows = zip(*[cut(branch, parts) for branch in tree.values()], strict=True)
+        return [dict(zip(tree, row, strict=True)) for row in rows] if tree else [{}] * parts
+    if isinstance(tree, tuple):
+        rows = zip(*[cut(branch, parts) for branch in tree], strict=True)
+        made = [type(tree)(*row) if hasattr(tree, "_fields") else row for row in rows]
+        return made if tree else [()] * parts
+    return [None] * parts

@@ -196,6 +196,34 @@ def test_the_write_head_is_not_crossed():
     assert data.next_obs.tolist() == [5, 5, 5, 5]
 
 
+@pytest.mark.parametrize("image", [(2, 2), (20, 20)])  # in the records, and apart
+@pytest.mark.parametrize(("capacity", "n"), [(21, 3), (22, 3), (4, 4), (7, 1)])
+@pytest.mark.parametrize("counts", [(5, 5, 5, 5), (2, 1, 7, 3, 4), (9, 9)])
+def test_several_steps_at_once_are_stored_as_one_by_one(image, capacity, n, counts):
+    def step(seed):
+        rng, flags = generator(seed), torch.rand(2, n, generator=generator(seed)) < 0.3
+        pictures = torch.randint(0, 256, (2, n, *image), dtype=torch.uint8, generator=rng)
+        tags = torch.randint(0, 99, (2, n, 3), generator=rng)
+        first, then = ({"tag": t, "image": x} for t, x in zip(tags, pictures, strict=True))
+        numbers = {"action": tags[0, :, 0], "reward": torch.rand(n, generator=rng)}
+        return {"obs": first, **numbers, "terminated": flags[0], "truncated": flags[1], "next_obs": then}
+
+    one, many = (ReplayBuffer(capacity, n, step(0)) for _ in range(2))
+    at = 0
+    for count in counts:
+        steps = [step(at + i) for i in range(count)]
+        at += count
+        many.extend(steps)
+        for single in steps:
+            one.add(single)
+        saved = [*leaves(tuple(one.state_dict().values()))], [*leaves(tuple(many.state_dict().values()))]
+        for x, y in zip(*saved, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+    index = one.draw(50, generator())
+    for x, y in zip(leaves(one.gather(index, 0.9, 3)), leaves(many.gather(index, 0.9, 3)), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_cut_ends_the_running_episodes_only():
     buffer = one_env([1, 2, 4], "...", capacity=4)
     buffer.cut()

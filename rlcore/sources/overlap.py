@@ -61,7 +61,9 @@ class OverlappedReplay(Replay):
         for _ in range(self.steps):
             step = self.env.receive() if self._told is None else self._told
             acted = self.actor.finish(agent, self._sent, step)
-            self._keep(agent, self.counted(agent, clock, acted))
+            acted = self.counted(agent, clock, acted)
+            self._store([acted])
+            self._observe(agent, acted)
             self._sent, self._told = self._send(agent, clock), None
             yield from self._due(agent, clock)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,8 +80,11 @@ class Replay(Acting):
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for an iteration's frames, then yield the updates that have come due."""
         self._begin(agent, clock)
+        done = []
         for acted in self.act(agent, clock, self.steps, random_until=self.config.learning_starts):
-            self._keep(agent, acted)
+            self._observe(agent, acted)
+            done.append(acted)
+        self._store(done)
         yield from self._due(agent, clock)
 
     def _begin(self, agent: Agent, clock: Clock) -> None:
@@ -90,8 +93,7 @@ class Replay(Acting):
         if self._lost:  # fill the new buffer before learning from it
             self.starts, self.updates, self._lost = clock.frames + self.config.learning_starts, 0, False
 
-    def _keep(self, agent: Agent, acted: Acted) -> None:
-        self._store(acted)
+    def _observe(self, agent: Agent, acted: Acted) -> None:
         agent.observe(acted.obs, None if self.env.always_valid else acted.step.valid)
 
     def _due(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
@@ -143,7 +145,19 @@ class Replay(Acting):
             raise UserError("source.prioritized: got true, expected false: the agent's loss gives no priorities")
         self.prioritized.update(batch.index, out.priority)
 
-    def _store(self, acted: Acted) -> None:
+    def _store(self, done: Sequence[Acted]) -> None:
+        if self.env.always_valid and not self.prioritized and not self.hindsight:
+            return self.buffer.extend([*map(self._fields, done)])
+        for acted in done:
+            step = acted.step
+            slot = self.buffer.add(self._fields(acted), None if self.env.always_valid else step.valid)
+            if self.prioritized:
+                self.prioritized.add(slot)
+            if self.hindsight:
+                self.hindsight.add(slot, step.terminated | step.truncated)
+
+    def _fields(self, acted: Acted) -> dict[str, Any]:
+        """Return what is stored of a step."""
         step = acted.step
         fields = {
             "obs": acted.obs,
@@ -158,11 +172,7 @@ class Replay(Acting):
             fields["next_action_mask"] = step.extras["next_action_mask"]
         if self.sequence and not is_empty(acted.state):
             fields["state"] = acted.state
-        slot = self.buffer.add(fields, None if self.env.always_valid else step.valid)
-        if self.prioritized:
-            self.prioritized.add(slot)
-        if self.hindsight:
-            self.hindsight.add(slot, step.terminated | step.truncated)
+        return fields
 
     def _layout(self, memory: Any) -> dict[str, Any]:
         """Return one step's fields, for their shapes and types; ``memory``: a recurrent state, or ()."""
