@@ -1,4 +1,4 @@
-"""What mkdocs does not know of our documents: the README is the front page, and the reference is made from docstrings."""
+"""What mkdocs does not know of our documents: the README is the front page, docstrings make the reference."""
 
 from __future__ import annotations
 
@@ -13,94 +13,42 @@ ROOT = Path(__file__).parent
 FRONT = {"README.md": "index.md", "README.zh.md": "zh.md", "CHANGELOG.md": "changelog.md"}
 
 # The pages of the reference and the public modules on each.
-REFERENCE: dict[str, tuple[str, ...]] = {
-    "rlcore": ("rlcore", "rlcore.api", "rlcore.run", "rlcore.config", "rlcore.training_config", "rlcore.errors"),
-    "engine": (
-        "rlcore.trainer",
-        "rlcore.sources",
-        "rlcore.optim",
-        "rlcore.clock",
-        "rlcore.schedules",
-        "rlcore.callbacks",
-    ),
-    "contracts": ("rlcore.agent", "rlcore.types", "rlcore.tree", "rlcore.spaces", "rlcore.registry"),
-    "environments": ("rlcore.vector", "rlcore.native", "rlcore.make", "envs.one_step"),
-    "experience": ("rlcore.replay", "rlcore.prioritized", "rlcore.normalize", "rlcore.recorded"),
-    "mathematics": ("rlcore.losses", "rlcore.returns", "rlcore.exploration", "rlcore.targets"),
-    "evaluation": ("rlcore.evaluation", "rlcore.statistics", "rlcore.runs", "rlcore.testing"),
-    "agents": (
-        *(
-            "agents.value_based",
-            "agents.dqn",
-            "agents.c51",
-            "agents.qr_dqn",
-            "agents.iqn",
-            "agents.rainbow",
-            "agents.pqn",
-        ),
-        *("agents.r2d2", "agents.actor_critic", "agents.distributions", "agents.ppo", "agents.a2c", "agents.reinforce"),
-        *("agents.continuous", "agents.sac", "agents.td3", "agents.ddpg", "agents.bc", "agents.cql", "agents.iql"),
-        *("agents.supervised", "agents.seq2seq", "agents.grpo"),
-    ),
-    "options": (
-        *("agents.configs.value", "agents.configs.policy", "agents.configs.continuous", "agents.configs.offline"),
-        *("agents.configs.supervised", "agents.configs.text"),
-    ),
-    "networks": (
-        *(
-            "agents.networks",
-            "agents.networks.encode",
-            "agents.networks.mlp",
-            "agents.networks.cnn",
-            "agents.networks.keys",
-        ),
-        *(
-            "agents.networks.recurrent",
-            "agents.networks.history",
-            "agents.networks.attention",
-            "agents.networks.positions",
-        ),
-        *(
-            "agents.networks.transformer",
-            "agents.networks.text_model",
-            "agents.networks.text_gru",
-            "agents.networks.ngrams",
-        ),
-        *("agents.networks.pretrained", "agents.networks.lora", "agents.networks.resnet", "agents.networks.vit"),
-    ),
-    "tasks": (
-        *(
-            "envs.cartpole",
-            "envs.acrobot",
-            "envs.mountain_car",
-            "envs.pendulum",
-            "envs.pixel_breakout",
-            "envs.bit_flip",
-        ),
-        *("envs.tabular", "envs.text_classification", "envs.language_model", "envs.translation", "envs.pairs"),
-        *("envs.prompts", "envs.classify_and_write", "envs.images"),
-    ),
+REFERENCE: dict[str, list[str]] = {
+    page: [f"{package}{module}" for package, modules in groups for module in modules.split()]
+    for page, groups in {
+        "rlcore": [("", "rlcore"), ("rlcore.", "api run config training_config errors")],
+        "engine": [("rlcore.", "trainer sources optim clock schedules callbacks")],
+        "contracts": [("rlcore.", "agent types tree spaces registry")],
+        "environments": [("rlcore.", "vector native make"), ("envs.", "one_step")],
+        "experience": [("rlcore.", "replay prioritized normalize recorded")],
+        "mathematics": [("rlcore.", "losses returns exploration targets")],
+        "evaluation": [("rlcore.", "evaluation statistics runs testing")],
+        "agents": [
+            ("agents.", "value_based dqn c51 qr_dqn iqn rainbow pqn r2d2 actor_critic distributions ppo a2c reinforce"),
+            ("agents.", "continuous sac td3 ddpg bc cql iql supervised seq2seq grpo"),
+        ],
+        "options": [("agents.configs.", "value policy continuous offline supervised text")],
+        "networks": [
+            ("agents.", "networks"),
+            ("agents.networks.", "encode mlp cnn keys recurrent history attention positions transformer text_model"),
+            ("agents.networks.", "text_gru ngrams pretrained lora resnet vit"),
+        ],
+        "tasks": [
+            ("envs.", "cartpole acrobot mountain_car pendulum pixel_breakout bit_flip tabular text_classification"),
+            ("envs.", "language_model translation pairs prompts classify_and_write images"),
+        ],
+    }.items()
 }
 PAGE_OF = {module: page for page, modules in REFERENCE.items() for module in modules}
 
 # The order of the pages; a document that is not named here comes last.
-ORDER = (
-    *(
-        "TOUR",
-        "CONCEPTS",
-        "EXTENDING",
-        "AGENTS",
-        "TRAINING",
-        "TUNING",
-        "SEEING",
-        "PLOTS",
-        "REPORTS",
-        "COMPARING",
-        "METRICS",
-    ),
-    *("EXPORT", "FINETUNING", "PRETRAINED", "DISTRIBUTED", "TUTORIALS", "MIGRATION", "SCOPE", "ARCHITECTURE"),
-    *("RESULTS", "SPEED", "LOG"),
-)
+# fmt: off
+ORDER = [
+    "TOUR", "CONCEPTS", "EXTENDING", "AGENTS", "TRAINING", "TUNING", "SEEING", "PLOTS", "REPORTS", "COMPARING",
+    "METRICS", "EXPORT", "FINETUNING", "PRETRAINED", "DISTRIBUTED", "TUTORIALS", "MIGRATION", "SCOPE", "ARCHITECTURE",
+    "RESULTS", "SPEED", "LOG",
+]
+# fmt: on
 
 
 def on_config(config: Any) -> Any:

@@ -66,6 +66,12 @@ class Block(NamedTuple):
         found = re.match(r"# ([\w.-]+\.(?:py|yaml))\n", self.text)
         return found and found[1]
 
+    @property
+    def quoted(self) -> Path | None:
+        """The file of the repository that its first line, such as ``# rlcore/losses.py``, says it quotes."""
+        found = re.match(r"# (\w+/[\w/]+\.py)\n", self.text)
+        return ROOT / found[1] if found else None
+
 
 def blocks(document: Path) -> list[Block]:
     """Return the fenced blocks of a document; each fence is closed, and its language one that is tested."""
@@ -185,10 +191,8 @@ def _short_set(argv: list[str]) -> list[str]:
     raw = wanted.model_copy(update={"rows": rows}).model_dump(mode="json", exclude={"name"})
     raw["rows"] = {row.pop("name"): row for row in raw["rows"]}
     for row in rows:
-        overrides = raw["rows"][row.name]["overrides"]
-        raw["rows"][row.name]["overrides"] = configs.flatten(overrides) | short_settings(
-            study.Job(row, 0, Path()).config
-        )
+        short = short_settings(study.Job(row, 0, Path()).config)
+        raw["rows"][row.name]["overrides"] = configs.flatten(row.overrides) | short
     Path("short.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return ["results", "short.yaml", *argv[2:], "--seeds=0"]
 
@@ -197,17 +201,24 @@ class Reader:
     """Does what a document says, in the current folder."""
 
     def __init__(self, document: Path) -> None:
+        self.document = document
         self.names: dict[str, object] = {"__name__": document.stem}
         Path("scripts").symlink_to(ROOT / "scripts")
         sys.path.insert(0, str(Path.cwd()))  # as Python does where it is started
 
-    def do(self, block: Block) -> None:
-        """Run, save or check a block, whatever it is."""
-        getattr(self, f"_{block.language}")(block)
+    def read(self) -> None:
+        """Run, save or check every block, as its language wants it."""
+        for block in blocks(self.document):
+            getattr(self, f"_{block.language}")(block)
 
     def _python(self, block: Block) -> None:
         if block.file:
             Path(block.file).write_text(block.text, encoding="utf-8")
+            return
+        if block.quoted:
+            lines = block.text.partition("\n")[2]
+            stale = f"{block.document.name}:{block.line}: {block.quoted.name} has no such lines"
+            assert f"\n{lines}" in block.quoted.read_text(encoding="utf-8"), stale
             return
         shifted = "\n" * (block.line - 1) + block.text
         exec(compile(shifted, str(block.document), "exec", dont_inherit=True), self.names)
