@@ -59,14 +59,15 @@ class Line(NamedTuple):
     estimate: Estimate
     stops: np.ndarray = np.empty(0)
 
-    @property
-    def legend(self) -> str:
-        """The label and the number of runs."""
-        return f"{textwrap.fill(self.label, 24)}\n({_count(self.runs)})"
+
+def _count(*runs: int) -> str:
+    if max(runs) > min(runs):
+        return f"{min(runs)} to {max(runs)} runs"
+    return f"{runs[0]} runs" if runs[0] > 1 else "1 run, no interval"
 
 
-def _count(runs: int) -> str:
-    return f"{runs} runs" if runs > 1 else "1 run, no interval"
+def _legend(label: str, lines: Sequence[Line]) -> str:
+    return f"{textwrap.fill(label, 24)}\n({_count(*(line.runs for line in lines if line.label == label))})"
 
 
 @contextmanager
@@ -204,16 +205,22 @@ def profiles(tables: Mapping[str, np.ndarray], said: str) -> Any:
 
 def _lines(panels: Mapping[str, Sequence[Line]], xlabel: str, ylabel: str, title: str, step: bool = False) -> Any:
     """Draw a panel for each key, with a legend; of more than six labels each by itself, before the others in grey."""
-    labels = {line.label: line.legend for drawn in panels.values() for line in drawn}
-    together = len(labels) <= len(COLOURS)
-    alone = len(panels) == 1
-    parts = [
-        (name if together else mine[0].legend if alone else f"{name}\n{mine[0].legend}", mine, drawn)
-        for name, drawn in panels.items()
-        for mine in ([drawn] if together else [[line] for line in drawn])
-    ]
-    if alone and not together:
-        title = ". ".join([*filter(None, panels), title])
+    every = [line for drawn in panels.values() for line in drawn]
+    labels = list(dict.fromkeys(line.label for line in every))
+    together, alone = len(labels) <= len(COLOURS), len(panels) == 1
+    if together:
+        parts = [(name, drawn, []) for name, drawn in panels.items()]
+    else:
+        parts = [
+            (
+                f"{'' if alone else name}\n{_legend(line.label, [line])}".strip(),
+                [line],
+                [o for o in drawn if o is not line],
+            )
+            for name, drawn in panels.items()
+            for line in drawn
+        ]
+        title = ". ".join([*filter(None, panels if alone else ()), title])
     columns = min(len(parts), 2 if together else 4)
     rows = -(-len(parts) // columns)
     size = (_WIDTH, 4.0 if rows == 1 else 2.8 * rows + 0.8) if together else (10.4, 2.2 * rows + 0.8)
@@ -222,17 +229,17 @@ def _lines(panels: Mapping[str, Sequence[Line]], xlabel: str, ylabel: str, title
         for i, (panel, (name, mine, others)) in enumerate(zip(axes, parts, strict=False)):
             panel.set_title(name)
             panel.tick_params(labelbottom=not alone or i + columns >= len(parts))
-            for line in others if len(mine) < len(others) else ():
+            for line in others:
                 panel.plot(line.x, line.estimate.value, color="0.8", lw=0.8, drawstyle=_drawstyle(step), zorder=1)
             for line in mine:
-                _draw(panel, line, COLOURS[list(labels).index(line.label) if together else 0], step)
+                _draw(panel, line, COLOURS[labels.index(line.label) if together else 0], step)
             _axis(panel, xlabel)
         for panel in axes[len(parts) :]:
             panel.set_visible(False)
         if together:
             handles = {line.get_label(): line for panel in axes for line in panel.lines}
-            shown = [handles[label] for label in labels]
-            figure.legend(shown, list(labels.values()), loc="outside right center", fontsize=9)
+            shown, names = [handles[label] for label in labels], [_legend(label, every) for label in labels]
+            figure.legend(shown, names, loc="outside right center", fontsize=9)
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         figure.supxlabel(xlabel)
         figure.supylabel(ylabel)
