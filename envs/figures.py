@@ -1,4 +1,5 @@
-"""Figures of classification: the confusion matrix and the ROC curves (Fawcett 2006), drawn with matplotlib.
+"""Figures of predictions, drawn with matplotlib: of classes the confusion matrix and the ROC curves (Fawcett 2006), of
+numbers the predictions over the targets.
 
 Row i, column j of the confusion matrix counts the items of class i that are given class j; its colour is the count as a
 fraction of the row. A class's ROC curve is the fraction of its items (true positive rate) over the fraction of the
@@ -61,6 +62,25 @@ def _drawable() -> bool:
         note("there are no figures without matplotlib; pip install 'rlcore[plot]'")
         return False
     return True
+
+
+def regression(prediction: Tensor, target: Tensor) -> dict[str, Any]:
+    """Return the figure "predictions" of numbers (E, 1) over targets (E, 1); without matplotlib none, and a remark."""
+    if not _drawable():
+        return {}
+    from matplotlib.figure import Figure
+
+    said, held = prediction.double().flatten().cpu().numpy(), target.double().flatten().cpu().numpy()
+    figure = Figure(figsize=(6.5, 6.5), layout="constrained")
+    axes = figure.subplots()
+    ends = [min(said.min(), held.min()), max(said.max(), held.max())]
+    axes.plot(ends, ends, color="0.6", linewidth=1)  # right predictions
+    axes.scatter(held, said, s=16, color=_COLOURS[0], alpha=0.6, linewidths=0)
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=_FONT - 2)
+    axes.set_xlabel("target", fontsize=_FONT)
+    axes.set_ylabel("prediction", fontsize=_FONT)
+    return {"predictions": figure}
 
 
 def confusion_counts(said: Tensor, held: Tensor, classes: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from envs.one_step import OneStep, OneStepTask
 from envs.options import LineConfig, Preparation, TabularConfig, validated
 from envs.report import render, report
 from envs.splits import folded
-from envs.table import Table, partition, read
+from envs.table import Table, from_rows, partition, read
 from rlcore.errors import UserError
 from rlcore.types import Example, Spec
 from rlcore.vector import Autoreset, Split
@@ -63,9 +63,11 @@ class TableTask(OneStepTask):
         return metrics.regression(target.units(prediction), target.units(true))
 
     def figures(self, outcomes: dict[str, Tensor]) -> dict[str, Any]:
-        """Return of classes the confusion matrix and, for logits, the ROC curves."""
-        classes = self.prepared.encoding.target.classes
-        return figures.classification(outcomes["prediction"], outcomes["target"], classes) if classes else {}
+        """Return of classes the confusion matrix and, for logits, ROC curves, of numbers predictions over targets."""
+        prediction, true, target = outcomes["prediction"], outcomes["target"], self.prepared.encoding.target
+        if target.classes is not None:
+            return figures.classification(prediction, true, target.classes)
+        return figures.regression(target.units(prediction), target.units(true))
 
     def mistakes(self, outcomes: dict[str, Tensor], n: int) -> str:
         """Return the n rows with the highest losses among those misclassified, or the largest errors, as Markdown."""
@@ -136,6 +138,19 @@ class TablePredictor:
             if count
         ]
         return self.encoding.encode(rows), remarks
+
+    def names(self, inputs: str | Path | Sequence[Mapping[str, object]], obs: Tensor) -> list[list[str]]:
+        """Return for each row the cells that the columns of its observation (F,) stand for, "NAME = CELL"."""
+        features = self.encoding.features
+        rows = read(inputs) if isinstance(inputs, (str, Path)) else from_rows(inputs, [f.name for f in features])
+        texts = [[f"{f.name} = {cell or 'missing'}" for cell in rows.column(f.name)] for f in features]
+        widths = [len(f.outputs) for f in features]
+        return [[t for t, w in zip(row, widths, strict=True) for _ in range(w)] for row in zip(*texts, strict=True)]
+
+    @property
+    def target(self) -> str:
+        """Name of what is predicted."""
+        return self.encoding.target.name
 
     def decode(self, action: Tensor) -> list[Any]:
         """Return B numbers in the target's units, or B class labels."""

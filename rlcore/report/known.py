@@ -107,7 +107,7 @@ def metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 def number(value: float) -> str:
     """Return a number with four digits, large ones in full."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:,.4g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:,.4g}"
 
 
 def interval(low: float | None = None, high: float | None = None) -> str:

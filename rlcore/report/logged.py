@@ -15,7 +15,7 @@ from rlcore.report.drawing import Line, Picture
 from rlcore.report.known import Table, number
 
 FRAMES, EXAMPLES = "environment frames", "examples drawn"
-_LOSSES = ("loss", "cross_entropy", "mse")  # names of an evaluation for what train/loss is
+_LOSSES = ("loss", "cross_entropy")  # names of an evaluation for what train/loss is
 _RETURNS = ("mean", "iqm", "ci_low", "ci_high")
 
 
