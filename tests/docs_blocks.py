@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -162,6 +163,12 @@ def _small_data(config: Config[Any]) -> dict[str, Any]:
     return {}
 
 
+def lacks_weights(argv: list[str]) -> bool:
+    """Whether a command trains on a pretrained model's package that is not installed; it then is only validated."""
+    package = str(validate_training(argv).env.kwargs.get("tokens", "")).partition("package:")[2]
+    return "--resume" not in argv and bool(package) and importlib.util.find_spec(package) is None
+
+
 def shortened(name: str, argv: list[str]) -> list[str]:
     """Return a script's arguments with smaller numbers behind them."""
     if name == "evaluate":
@@ -226,7 +233,7 @@ class Reader:
     def _sh(self, block: Block) -> None:
         for line in commands(block.text):
             called = script(line)
-            if not_run(line):
+            if not_run(line) or (called and called[0] == "train" and lacks_weights(called[1])):
                 if called and called[0] == "train":
                     validate_training(called[1])
                 continue

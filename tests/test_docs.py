@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ import docs_blocks as docs
 import gymnasium
 import pytest
 
+from rlcore import config as configs
 from rlcore import registry
 
 
@@ -106,3 +108,34 @@ def test_short_runs_keep_what_the_document_says() -> None:
     assert config.optim.lr == 1e-4
     assert config.source == docs.validate_training(argv).source
     assert config.budget.frames == 2 * config.env.num_envs * 32
+
+
+def setting_exists(name: str) -> bool:
+    first, second = name.split(".")[:2]
+    if first == "agent":
+        return any(second in configs.agent_config(agent).model_fields for agent in registry.names("configs"))
+    if first == "source":
+        kinds = (configs.ReplayConfig, configs.RolloutConfig, configs.DatasetConfig)
+        return any(second in kind.model_fields for kind in kinds)
+    return second in configs.Config.model_fields[first].annotation.model_fields
+
+
+def test_settings_named_beside_other_libraries_exist() -> None:
+    text = (docs.ROOT / "docs" / "MIGRATION.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[`-]((?:env|agent|source|optim|budget|eval|stop|log|checkpoint)\.[a-z_.]+)", text))
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not setting_exists(name)] == []
+    assert not setting_exists("agent.learning_starts")
+
+
+@pytest.mark.parametrize("agent", ["DQN", "PPO", "SAC"])
+def test_the_other_librarys_options_are_its_own(agent: str) -> None:
+    library = pytest.importorskip("stable_baselines3")
+    known = set(inspect.signature(getattr(library, agent).__init__).parameters) | {"net_arch"}
+    text = (docs.ROOT / "docs" / "MIGRATION.md").read_text(encoding="utf-8")
+    table = re.search(rf"^## {agent}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert table
+    first_cells = re.findall(r"^\| (`[^|]*) \|", table[1], re.MULTILINE)
+    named = {name for cell in first_cells for name in re.findall(r"`(\w+)", cell)}
+    assert named
+    assert named <= known
