@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from rlcore import build, checkpoint, compiling, distributed, recorded, runs
+from rlcore import build, checkpoint, compiling, distributed, recorded, runs, trackers
 from rlcore import config as configs
 from rlcore.callbacks import Checkpoint, Evaluate, Log, Stop, Write
 from rlcore.config import Config
@@ -93,6 +93,7 @@ def opened(recipe: Any, out: str | Path | None, resume: bool, overrides: Mapping
         folder, saved = None, None
         config = started_from(configs.validate(configs.override(configs.read(recipe or "cartpole_dqn"), overrides)))
         config = compiling.resolved(config)
+    trackers.require(config)
     with memory():
         trainer = build.trainer(config)
     try:
@@ -125,7 +126,12 @@ def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
     if not distributed.rank() and (text := _save_data_reports(trainer, folder)):
         progress.message(text)
     checkpoints = folder / "checkpoints"
-    logger = None if distributed.rank() else Logger(folder, resume_frames=saved.frames if saved else None)
+    logger = None
+    if not distributed.rank():
+        following = trackers.Trackers(folder, config)
+        logger = Logger(folder, saved.frames if saved else None, following)
+        for address in following.addresses:
+            progress.message(f"followed at {address}")
     evaluation = build.evaluation_env(config, "validation", config.eval.episodes) if config.eval.every else None
     film = Film(config, logger) if logger is not None and config.eval.video else None
     show = logger and functools.partial(_draw, logger, "eval")
@@ -146,7 +152,7 @@ def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
         with memory():
             yield functools.partial(_finish, trainer, config, folder, logger)
     except (Exception, KeyboardInterrupt) as error:
-        _fail(trainer, folder, error)
+        _fail(trainer, folder, error, logger)
     finally:
         for used in filter(None, (evaluation, film)):
             used.close()
@@ -161,6 +167,7 @@ def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger 
         numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
         logger.hparams(configs.flatten(config.model_dump(mode="json")), numbers, trainer.clock.frames)
         _write_result(trainer, folder, {"status": "finished", "evaluation": final})
+        logger.end("finished")
     distributed.together()
     return load(folder)
 
@@ -178,14 +185,15 @@ def _show(logger: Logger, frames: int, env: VectorEnv, outcomes: dict[str, torch
         logger.text("final/mistakes", text, frames)
 
 
-def _fail(trainer: Trainer, folder: Path, error: BaseException) -> NoReturn:
+def _fail(trainer: Trainer, folder: Path, error: BaseException, logger: Logger | None) -> NoReturn:
     """Write how the run ended, where there is room, and raise the error with what to do next."""
     # A signal to the whole group may take an environment's process, and a step fails.
     interrupted = isinstance(error, KeyboardInterrupt) or (trainer.interrupted and not isinstance(error, UserError))
     how = {"status": "interrupted"} if interrupted else {"status": "failed", "error": str(error) or repr(error)}
-    if not distributed.rank():
+    if logger is not None:
         with contextlib.suppress(UserError):
             _write_result(trainer, folder, how)
+        logger.end(how["status"])
     last = checkpoint.latest(folder / "checkpoints")
     if interrupted:
         frames = int(last.name) if last else 0

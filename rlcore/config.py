@@ -133,6 +133,14 @@ class LogConfig(Model):
     """Logging."""
 
     every: int = Field(default=1_000, ge=1, description="frames between rows of progress.csv and TensorBoard")
+    trackers: list[Literal["wandb", "mlflow"]] = Field(
+        default=[], description="who else is told of rows, settings, final metrics and figures, as [wandb, mlflow]"
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class CheckpointConfig(Model):

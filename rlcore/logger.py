@@ -25,13 +25,14 @@ from torch import Tensor
 
 from rlcore.checkpoint import writing
 from rlcore.errors import Diverged, UserError
+from rlcore.trackers import Trackers
 
 _EVENTS = "events.out.tfevents."
 _HPARAMS = "_hparams_/"  # the plugin's tags
 
 
 class Logger:
-    """Rows of numbers over environment frames, as ``folder/progress.csv`` and as TensorBoard scalars.
+    """Rows of numbers over environment frames, as ``folder/progress.csv``, as TensorBoard scalars, and to trackers.
 
     Columns come in a fixed order (frames, updates, the others by name, ``time/...`` last), so that the
     files of identical runs are identical but for the time columns. Nothing stays open or buffered
@@ -42,13 +43,15 @@ class Logger:
         folder: the run's folder, made if missing.
         resume_frames: the frames of the checkpoint the run goes on from; all that was logged after it is
             cut. None: the run starts, and all that a killed attempt left is cut.
+        trackers: who else is told; first of the rows that are there and that they lack.
 
     Raises:
         UserError: the folder cannot be written (this holds for every method).
     """
 
-    def __init__(self, folder: Path, resume_frames: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_frames: int | None = None, trackers: Trackers | None = None) -> None:
         self.folder = folder
+        self._trackers = trackers
         self._csv = folder / "progress.csv"
         last = -1 if resume_frames is None else resume_frames
         with writing(folder, folder / "checkpoints"):
@@ -62,6 +65,10 @@ class Logger:
             sessions = [int(file.name.removeprefix(_EVENTS)) for file in files]
             self._events = folder / f"{_EVENTS}{max(sessions, default=0) + 1:010d}"  # TensorBoard reads in name order
         self._append(self._events, _record(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        if trackers:
+            for row in rows:
+                numbers = {name: float(text) for name, text in row.items() if text}
+                trackers.row(int(numbers.pop("frames")), numbers)
 
     def write(self, frames: int, row: Mapping[str, float]) -> None:
         """Add a row at ``frames``; columns may appear at any time (NaN and infinity are kept).
@@ -79,6 +86,8 @@ class Logger:
         self._append(self._csv, line.getvalue().encode())
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in row.items()]
         self._event(Summary(value=values), frames)
+        if self._trackers:
+            self._trackers.row(frames, row)
 
     def text(self, tag: str, text: str, frames: int = 0) -> None:
         """Show ``text`` (Markdown) in TensorBoard."""
@@ -93,6 +102,8 @@ class Logger:
         width, height = struct.unpack(">II", png.getvalue()[16:24])
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png.getvalue())
         self._event(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
+        if self._trackers:
+            self._trackers.figure(tag, png.getvalue(), frames)
 
     def video(self, tag: str, gif: bytes, frames: int) -> None:
         """Show an animated GIF in TensorBoard."""
@@ -115,6 +126,13 @@ class Logger:
         for part in hparams(known, dict(metrics)):
             summary.MergeFrom(part)
         self._event(summary, frames)  # one event: a run that is extended cuts it as a whole
+        if self._trackers:
+            self._trackers.final(metrics, frames)
+
+    def end(self, status: str) -> None:
+        """Tell the trackers how training ended: "finished", "failed" or "interrupted"."""
+        if self._trackers:
+            self._trackers.end(status)
 
     def _event(self, summary: Summary, frames: int) -> None:
         self._append(self._events, _record(Event(wall_time=time.time(), step=frames, summary=summary)))
