@@ -138,9 +138,11 @@ def test_the_browser_test_sees_what_it_looks_for(chromium: Any, tmp_path: Path) 
 def test_pointer_and_keys_read_the_logged_values(pages: dict[str, tuple[Path, Path]], chromium: Any) -> None:
     run, path = pages["dqn"]
     with (run / "progress.csv").open() as file:
-        logged = [(int(row["frames"]), float(row["train/loss"])) for row in csv.DictReader(file) if row["train/loss"]]
+        logged = [
+            (int(row["frames"]), float(row["train/q_value"])) for row in csv.DictReader(file) if row["train/q_value"]
+        ]
     with opened(chromium, path.as_uri()) as page:
-        plot = page.page.locator("figure", has_text="train/loss").locator(".plot")
+        plot = page.page.locator("figure", has_text="train/q_value").locator(".plot")
         (panel,) = json.loads(plot.get_attribute("data-plots"))
         points = panel["lines"][0]["points"]
         assert [point[2:] for point in points] == [pytest.approx(row, rel=1e-5) for row in logged]
@@ -148,7 +150,7 @@ def test_pointer_and_keys_read_the_logged_values(pages: dict[str, tuple[Path, Pa
         box = plot.bounding_box()
         x, y, frames, value = points[2]
         page.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        said = f"{frames:,.0f} environment frames", f"train/loss: {float(f'{value:.5g}'):,}"
+        said = f"{frames:,.0f} environment frames", f"train/q_value: {float(f'{value:.5g}'):,}"
         assert plot.locator(".values").inner_text().splitlines() == [*said]
         dot = plot.locator(".dot").bounding_box()
         assert abs(dot["x"] + dot["width"] / 2 - box["x"] - x * box["width"]) < 1

@@ -81,10 +81,9 @@ def inline(figure: Any, name: str, alt: str, caption: str = "", black_is_ink: bo
     for axes in figure.axes:
         axes.patch.set_alpha(0)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rlcore"}):
-        figure.draw_without_rendering()  # settles the layout that the panels are read from
-        plots = [plot for axes in figure.axes if axes.get_visible() and (plot := _plot(figure, axes))]
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    plots = [plot for axes in figure.axes if axes.get_visible() and (plot := _plot(figure, axes))]  # as just laid out
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;\"]*;?", "", svg, flags=re.DOTALL)
@@ -129,7 +128,7 @@ def lines(drawn: Sequence[Line], name: str, xlabel: str, ylabel: str, small: boo
     """Draw a few named lines and their intervals; ``small``: as one of many, its only line named by the caption."""
     from matplotlib.ticker import EngFormatter
 
-    with _figure((3.2, 2.0) if small else (6.4, 3.3)) as (figure, axes):
+    with _figure((3.2, 2.0) if small else (5.8, 3.2)) as (figure, axes):
         for line, colour in zip(drawn, COLOURS, strict=False):
             marker = "o" if len(line.x) <= _DOTTED else ""
             axes.plot(
@@ -145,7 +144,7 @@ def lines(drawn: Sequence[Line], name: str, xlabel: str, ylabel: str, small: boo
             axes.locator_params(nbins=4)
         else:
             axes.set_ylabel(ylabel)
-            figure.legend(loc="outside upper left", ncols=2, fontsize=9)
+            figure.legend(loc="outside upper left", ncols=2)
     ends = "; ".join(
         f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}, between {line.y.min():.4g} and {line.y.max():.4g}"
         for line in drawn
@@ -155,7 +154,7 @@ def lines(drawn: Sequence[Line], name: str, xlabel: str, ylabel: str, small: boo
 
 def histogram(values: Sequence[float], marks: Mapping[str, float], name: str, unit: str, what: str) -> Picture:
     """Draw how often values (n,) in a unit occur among what is counted, with lines at named values."""
-    with _figure((5.2, 2.6)) as (figure, axes):
+    with _figure((5.2, 2.7)) as (figure, axes):
         low, high = min(values), max(values)
         edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
         axes.hist(values, edges, color=COLOURS[5])
@@ -164,7 +163,7 @@ def histogram(values: Sequence[float], marks: Mapping[str, float], name: str, un
             axes.plot([], [], color=colour, linestyle=style, linewidth=1.8, label=f"{text} {value:.4g}")
         axes.set(xlabel=unit, ylabel=what)
         axes.yaxis.get_major_locator().set_params(integer=True)
-        figure.legend(loc="outside upper left", ncols=2, fontsize=9)
+        figure.legend(loc="outside upper left", ncols=2)
     said = ", ".join(f"{text} {value:.4g}" for text, value in marks.items())
     return inline(figure, name, f"Histogram of {len(values)} {what} from {low:.4g} to {high:.4g}, {unit}; {said}.")
 

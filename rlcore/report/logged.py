@@ -63,10 +63,13 @@ def _of_play(columns: Columns) -> list[tuple[str, dict[str, Line]]]:
     if "eval/return_iqm" in columns:
         x, y = columns["eval/return_iqm"]
         ends = (np.interp(x, *columns[f"eval/return_{end}"]) for end in ("ci_low", "ci_high"))
-        lines["eval/return_iqm"] = Line("evaluation: interquartile mean, 95 % interval", x, y, *ends)
+        lines["eval/return_iqm"] = Line("evaluation: IQM, 95 % interval", x, y, *ends)
     if "train/episode_return" in columns:
-        lines["train/episode_return"] = Line("training: mean, exploration included", *columns["train/episode_return"])
-    return [("return of an episode", lines)] if lines else []
+        lines["train/episode_return"] = Line("training: mean, exploring", *columns["train/episode_return"])
+    figures = [("return of an episode", lines)] if lines else []
+    if "train/loss" in columns:
+        figures.append(("loss", {"train/loss": Line("training", *columns["train/loss"])}))
+    return figures
 
 
 def _of_task(columns: Columns, metrics: Sequence[str]) -> list[tuple[str, dict[str, Line]]]:

@@ -138,7 +138,9 @@ def _judge(made: Section, seen: Seen, which: str | None) -> None:
 def _worst(made: Section, returns: Sequence[float], which: str | None) -> None:
     """List the episodes with the lowest returns, and say how to see the worst again."""
     first = made.evaluation["seed"]
-    order = sorted(range(len(returns)), key=lambda i: returns[i])[:WORST]
+    order = sorted((i for i, value in enumerate(returns) if value < max(returns)), key=lambda i: returns[i])[:WORST]
+    if not order:
+        return
     rows = [(str(first + i), number(returns[i])) for i in order]
     made.worst = Table("The worst episodes", ("seed", "return"), rows, ("seed", "return"))
     chosen = ["--checkpoint", which] if which else []

@@ -146,9 +146,8 @@ def _samples(run: Run, env: VectorEnv, outcomes: dict[str, Tensor], which: str |
         prompts = vocabulary.decode(env.task.draw(places.to(env.device)).obs.cpu())
         texts = generate(run.path, prompts, CONTEXTS * obs.length, TEMPERATURE, which=which)
         rows = [[prompt, text] for prompt, (text,) in zip(prompts, texts, strict=True)]
-        return Table(
-            f"Continuations of held-out text, drawn at temperature {TEMPERATURE}:", ["prompt", "continuation"], rows
-        )
+        caption = f"Held-out text, pale, and how the run goes on from it, drawn at temperature {TEMPERATURE}:"
+        return Table(caption, ["prompt", "continuation"], rows)
     return None
 
 
