@@ -14,7 +14,7 @@ from rlcore import checkpoint, distributed
 from rlcore.agent import Agent
 from rlcore.config import CheckpointConfig, EvalConfig, StopConfig
 from rlcore.errors import Diverged, UserError, nearest
-from rlcore.evaluation import evaluate
+from rlcore.evaluation import Episodes, evaluate, play
 from rlcore.logger import Logger
 from rlcore.progress import Progress
 from rlcore.trainer import Trainer
@@ -96,6 +96,7 @@ class Evaluate:
         film: Film | None = None,
     ) -> None:
         self.env, self.config, self.checkpoints, self.show, self.film = env, config, checkpoints, show, film
+        self.play: Callable[..., Episodes] = play  # or another way to play the same
         self.by = [config.best, config.best_mode]
         self.sign = 1 if config.best_mode == "max" else -1
         self.best = -self.sign * math.inf
@@ -113,7 +114,7 @@ class Evaluate:
         how = (env.episodes or config.episodes, config.seed, config.max_steps)
         look = self.show and functools.partial(self.show, trainer.clock.frames, env)
         # Other ranks have other statistics of batch normalisation, and would disagree on what is best and when to stop.
-        result = distributed.first(lambda: evaluate(trainer.agent, env, *how, look=look))
+        result = distributed.first(lambda: evaluate(trainer.agent, env, *how, look=look, player=self.play))
         names = {"mean": "return_mean", "iqm": "return_iqm", "ci_low": "return_ci_low", "ci_high": "return_ci_high"}
         unlogged = {"episodes", "seed", "returns", "std", "min", "max"}
         values = {names.get(name, name): value for name, value in result.items() if name not in unlogged}

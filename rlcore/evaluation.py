@@ -57,7 +57,7 @@ def play(
     rng = generator(seed, "evaluation", env.device) if explore else None
     with torch.random.fork_rng(devices=[]):
         firsts = range(seed, seed + episodes, env.num_envs)
-        waves = [_wave(agent, env, list(range(at, at + env.num_envs)), max_steps, rng, record) for at in firsts]
+        waves = [wave(agent, env, list(range(at, at + env.num_envs)), max_steps, rng, record) for at in firsts]
     agent.train(was_training)
     returns = torch.cat([wave.returns for wave in waves])[:episodes]
     lengths = torch.cat([wave.lengths for wave in waves])[:episodes]
@@ -65,9 +65,15 @@ def play(
     return Episodes(returns, lengths, outcomes, [steps for wave in waves for steps in wave.steps][:episodes])
 
 
-def _wave(
-    agent: Agent, env: VectorEnv, seeds: list[int], max_steps: int, rng: torch.Generator | None, record: bool
+def wave(
+    agent: Any,
+    env: VectorEnv,
+    seeds: list[int],
+    max_steps: int,
+    rng: torch.Generator | None = None,
+    record: bool = False,
 ) -> Episodes:
+    """Play one episode from each of the N environments' ``seeds``; explore if a generator is given. See `play`."""
     n = env.num_envs
     obs, extras = env.reset(seeds)
     state = agent.initial_state(n)
@@ -131,16 +137,17 @@ def evaluate(
     explore: bool = False,
     record: Callable[[Steps], None] | None = None,
     look: Callable[[dict[str, Tensor]], None] | None = None,
+    player: Callable[..., Episodes] = play,
 ) -> dict[str, Any]:
     """Return the statistics of seeded episodes, the task's metrics and the single returns.
 
     ``record`` is given the steps of all episodes, one after the other, ``look`` the episodes' outcomes, from which
-    environments make figures and lists of mistakes; for the rest see `play`.
+    environments make figures and lists of mistakes; ``player`` plays them; for the rest see `play`.
 
     Keys: episodes, seed, mean, std, iqm, ci_low, ci_high (95 % bootstrap interval of the
     interquartile mean over episodes), min, max, the task's metrics, returns.
     """
-    played = play(agent, env, episodes, seed, max_steps, explore, record is not None)
+    played = player(agent, env, episodes, seed, max_steps, explore, record is not None)
     if record is not None:
         record(tmap(lambda *x: torch.cat(x), *played.steps))
     if look is not None:

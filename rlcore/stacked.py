@@ -18,7 +18,7 @@ evaluation, checkpoints) goes on as if it were alone, and so may the agent itsel
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -151,8 +151,12 @@ class Stack:
                 raise
             raise alone(self.trainers[0].agent, str(error).splitlines()[0].rstrip(".")) from error
         finally:
-            for (slots, slot), tensor in zip(self.slots, self.tensors, strict=True):
-                slots[slot] = tensor
+            self.place(iter(self.tensors))
+
+    def place(self, tensors: Iterator[Tensor]) -> None:
+        """Make the next tensors, as many as the model has and in their order, the model's."""
+        for (slots, slot), tensor in zip(self.slots, tensors, strict=False):
+            slots[slot] = tensor
 
     def _pure(self, name: str, function: Callable[[Batch], Loss], data: Any) -> tuple[list[Any], Any]:
         """Return a phase's losses and gradients as a function of tensors, and the loss's form, filled by a call."""
@@ -163,8 +167,7 @@ class Stack:
 
         def run(tensors: list[Tensor]) -> list[Tensor]:
             given = iter(tensors)
-            for (slots, slot), tensor in zip(self.slots, given, strict=False):
-                slots[slot] = tensor
+            self.place(given)
             out = function(Batch(*tmap(lambda _: next(given), data)))
             results = [out.total]  # first, and the first of the form
             form[:] = [tmap(lambda x: results.append(x) or ... if isinstance(x, Tensor) else x, out)]

@@ -15,14 +15,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rlcore import api, runs
+from rlcore import api, build, runs
 from rlcore import config as configs
 from rlcore.api import Begun
+from rlcore.callbacks import Evaluate
 from rlcore.errors import Diverged, UserError
 from rlcore.guards import interruptible
 from rlcore.progress import Progress
 from rlcore.run import Run, load
 from rlcore.stacked import Stack
+from rlcore.stacked_play import Evaluations
 from rlcore.trainer import Trainer, sent
 from rlcore.types import Batch, Loss
 
@@ -134,12 +136,17 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> dict[int, BaseExcept
                 failed[seed] = why
                 progress.message(f"seed {seed}: {why}")
 
+        config = next(iter(begun.values())).config
+        evaluations = Evaluations(lambda n: build.env(config.env, config.device, "validation", n))
+        rest.callback(evaluations.close)
         with interruptible(*(one.trainer for one in begun.values())):
-            fit({seed: one.trainer for seed, one in begun.items()}, ended)
+            fit({seed: one.trainer for seed, one in begun.items()}, ended, evaluations)
     return failed
 
 
-def fit(trainers: Mapping[int, Trainer], ended: Callable[[int, Diverged | None], None]) -> None:
+def fit(
+    trainers: Mapping[int, Trainer], ended: Callable[[int, Diverged | None], None], evaluations: Evaluations
+) -> None:
     """Train several trainers of one recipe, by seed, to their ends; ``ended`` is told of each, and what it met.
 
     Of the time, each counts as its own what it spends itself, and its share of the common updates.
@@ -165,11 +172,14 @@ def fit(trainers: Mapping[int, Trainer], ended: Callable[[int, Diverged | None],
             asked[seed], since[seed] = batch, time.perf_counter()
 
     for seed, trainer in trainers.items():
+        for callback in trainer.callbacks:
+            if isinstance(callback, Evaluate):
+                callback.play = evaluations.play
         trainer.agent.train()
         advance(seed, None)
     while asked:
         if stack is None or len(stack.trainers) != len(asked):
-            stack = Stack([trainers[seed] for seed in asked])
+            evaluations.stack = stack = Stack([trainers[seed] for seed in asked])
         start = time.perf_counter()
         outs = stack.update(list(asked.values()))
         share = (time.perf_counter() - start) / len(outs)

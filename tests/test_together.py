@@ -16,11 +16,14 @@ from rlcore import api, build, config, together
 from rlcore.batched import traced
 from rlcore.clock import Clock
 from rlcore.errors import Diverged, UserError
+from rlcore.evaluation import play
 from rlcore.optim import Optim
 from rlcore.stacked import Stack
+from rlcore.stacked_play import Evaluations
 from rlcore.trainer import Trainer, sent
 from rlcore.tree import tmap
 from rlcore.types import Batch
+from rlcore.vector import VectorEnv
 
 SEEDS = [1000, 1001, 1002]
 SMALL: dict[str, Any] = {
@@ -112,6 +115,42 @@ def test_a_hundred_updates_are_those_of_each_seed_alone(
         ours, theirs = (t.optim.state_dict() for t in (other, one))
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
         assert one.clock == other.clock
+
+
+@pytest.mark.parametrize("recipe", ["cartpole_dqn", "pendulum_sac"])
+def test_evaluations_are_played_at_once_and_are_those_of_each_alone(recipe: str) -> None:
+    settings = [_settings(recipe, seed) for seed in SEEDS]
+    trainers = [build.trainer(one) for one in settings]
+    built: list[int] = []
+
+    def wide(n: int) -> VectorEnv:
+        built.append(n)
+        return build.env(settings[0].env, "cpu", "validation", n)
+
+    evaluations = Evaluations(wide)
+    evaluations.stack = Stack(trainers)
+    env = build.evaluation_env(settings[0], "validation", 6)
+    how = (6, 2_000_000, 50, False, False)
+
+    def same() -> None:
+        for trainer in trainers:
+            got, expected = (player(trainer.agent, env, *how) for player in (evaluations.play, play))
+            assert torch.equal(got.lengths, expected.lengths)
+            torch.testing.assert_close(got.returns, expected.returns)
+
+    same()
+    waves = evaluations._episodes
+    assert built == [6 * len(SEEDS)] and len({tuple(one.returns.tolist()) for one in waves}) > 1
+    same()
+    assert evaluations._episodes is waves  # nobody's weights have moved
+    for parameter in trainers[1].agent.parameters():
+        parameter.data.neg_()
+    trainers[0].clock.frames += 1  # it is elsewhere: what is asked for now is played alone
+    same()
+    assert evaluations._episodes is waves
+    trainers[0].clock.frames -= 1
+    same()
+    assert evaluations._episodes is not waves and len(built) == 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,134 @@
+"""Evaluation episodes of K agents trained together, played at once.
+
+The first agent to evaluate at a moment has all K play: in one environment K times as wide, by one batched act. The
+others find their episodes played, and take them if their tensors still are the very ones that played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.actor import is_empty
+from rlcore.agent import Agent
+from rlcore.batched import traced, vmapped
+from rlcore.evaluation import Episodes, play, wave
+from rlcore.stacked import Stack
+from rlcore.tree import cut, leaves, tmap
+from rlcore.types import Act
+from rlcore.vector import VectorEnv
+
+
+class Evaluations:
+    """Plays for the agents of a stack what `rlcore.evaluation.play` would play for each.
+
+    Args:
+        build: returns an environment, for evaluation, of so many.
+    """
+
+    def __init__(self, build: Callable[[int], VectorEnv]) -> None:
+        self.build = build
+        self.stack: Stack | None = None  # of the agents that are still trained
+        self.env: VectorEnv | None = None
+        self._graphs: tuple[Stack, dict[Any, Any]] | None = None  # acts by the inputs' shapes; None: cannot be stacked
+        self._asked: tuple[int, ...] = ()  # how the kept episodes were played ...
+        self._tensors: list[Tensor] = []  # ... by which weights and buffers, (K, ...) each
+        self._episodes: list[Episodes] = []  # of each agent
+
+    def play(self, agent: Agent, env: VectorEnv, *how: Any) -> Episodes:
+        """Return an agent's greedy episodes; ``how`` and the rest as for `rlcore.evaluation.play`."""
+        episodes, seed, max_steps, explore, record = how
+        k = self._row(agent)
+        suits = env.batched and env.task is None and episodes == env.num_envs and is_empty(agent.initial_state(1))
+        if k is None or not suits or explore or record:
+            return play(agent, env, *how)
+        asked = (episodes, seed, max_steps)
+        there = self._kept(k, asked) or (self._agree() and self._play(asked))
+        return self._episodes[k] if there else play(agent, env, *how)
+
+    def _row(self, agent: Agent) -> int | None:
+        agents = [trainer.agent for trainer in self.stack.trainers] if self.stack else []
+        return next((k for k, one in enumerate(agents) if one is agent), None)
+
+    def _agree(self) -> bool:
+        """Whether all agents are where they will evaluate."""
+        assert self.stack is not None
+        return len({(t.clock.frames, t.clock.updates) for t in self.stack.trainers}) == 1
+
+    def _kept(self, k: int, asked: tuple[int, ...]) -> bool:
+        """Whether the episodes asked for were played by what agent k is now."""
+        assert self.stack is not None
+        now = self.stack.tensors
+        same = self._asked == asked and len(self._episodes) == len(self.stack.trainers)
+        return same and all(torch.equal(x[k], y[k]) for x, y in zip(now, self._tensors, strict=True))
+
+    @torch.no_grad()
+    def _play(self, asked: tuple[int, ...]) -> bool:
+        """Play the episodes of all agents; return whether that is possible."""
+        assert self.stack is not None
+        episodes, seed, max_steps = asked
+        size = len(self.stack.trainers)
+        if self.env is None or self.env.num_envs != size * episodes:
+            self.close()
+            self.env = self.build(size * episodes)
+        if self._graphs is None or self._graphs[0] is not self.stack:
+            self._graphs = self.stack, {}
+        try:
+            whole = wave(_Greedy(*self._graphs), self.env, [*range(seed, seed + episodes)] * size, max_steps)
+        except RuntimeError:  # something of the agent cannot be vectorised
+            self._graphs = self.stack, {None: None}
+            return False
+        parts = cut((whole.returns, whole.lengths, whole.outcomes), size)
+        self._asked, self._episodes = asked, [Episodes(*part) for part in parts]
+        self._tensors = [x.clone() for x in self.stack.tensors]
+        return True
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self.env is not None:
+            self.env.close()
+            self.env = None
+
+
+class _Greedy:
+    """The agents of a stack as one that acts greedily: the first of K equal parts of the rows is the first agent's."""
+
+    def __init__(self, stack: Stack, graphs: dict[Any, Any]) -> None:
+        self.stack, self.graphs = stack, graphs
+
+    def initial_state(self, n: int) -> Any:
+        return ()
+
+    def act(
+        self, obs: Any, state: Any, knobs: Any, noise: Any, mask: Tensor | None = None, explore: bool = False
+    ) -> Act:
+        size = len(self.stack.trainers)
+        given = tmap(lambda x: x.unflatten(0, (size, -1)), (obs, mask))
+        inputs = [*self.stack.tensors, *leaves(given)]
+        key = tuple(x.shape for x in inputs)
+        if None in self.graphs:
+            raise RuntimeError("it was tried")
+        if key not in self.graphs:
+            self.graphs[key] = self._traced(given, inputs)
+        (action,) = self.graphs[key](inputs)
+        return Act(action.flatten(0, 1))
+
+    def _traced(self, given: Any, inputs: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+        stack = self.stack
+
+        def act(tensors: list[Tensor]) -> list[Tensor]:
+            own = iter(tensors)
+            stack.place(own)
+            obs, mask = tmap(lambda _: next(own), given)
+            return [stack.model.act(obs, (), {}, {}, mask, explore=False).action]
+
+        was_training = stack.model.training
+        stack.model.eval()
+        try:
+            return traced(lambda tensors: vmapped(act, tensors), inputs)
+        finally:
+            stack.place(iter(stack.tensors))
+            stack.model.train(was_training)
