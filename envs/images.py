@@ -179,6 +179,10 @@ class ImagePredictor:
         images = torch.stack([picture_files.read(file, self.shape) for file in files])
         return images, [f"{len(files)} images, in order: {', '.join(str(f.relative_to(path)) for f in files)}"]
 
+    def names(self, inputs: Any, obs: Tensor) -> list[list[str]]:
+        """Return [] for each of the pictures (B, H, W, C)."""
+        return [[] for _ in obs]
+
     def decode(self, action: Tensor) -> list[str]:
         """Return the names of B classes, for logits (B, C) or chosen classes (B,)."""
         chosen = action.argmax(-1) if action.is_floating_point() else action

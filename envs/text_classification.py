@@ -130,6 +130,10 @@ class TextPredictor:
         tokens, ids = encoded(self.vocabulary, sides, length)
         return tokens, remarks(ids, length - 2, self.vocabulary)
 
+    def names(self, inputs: Any, obs: Tensor) -> list[list[str]]:
+        """Return the tokens of each text (B, length), padding included."""
+        return [[self.vocabulary.tokenizer.id_to_token(i) for i in row] for row in obs.tolist()]
+
     def decode(self, action: Tensor) -> list[Any]:
         """Return B labels; where texts have several, B lists of those likelier to hold than not."""
         if self.config.separator:

@@ -127,15 +127,22 @@ def predict(argv: list[str]) -> None:
         "folder of them; observations in JSON, such as '[0.1, 0, -0.2, 0]'"
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
+    parser.add_argument("--explain", metavar="FILE.png", help="draw which parts of the inputs drive the predictions")
     parser.checkpoint()
     parser.plugins()
     parser.json()
     options = parser.read(argv)
     import_plugins(options.plugin)
     folder = runs.resolve_one(options.run)
+    from rlcore.predict import explain
     from rlcore.predict import predict as predicted
 
-    predictions, remarks = predicted(folder, options.inputs, options.checkpoint)
+    if options.explain:
+        predictions, explanations, remarks = explain(folder, options.inputs, options.explain, options.checkpoint)
+        remarks = [*remarks, f"drew why to {options.explain}"]
+        predictions = explanations if options.json else predictions
+    else:
+        predictions, remarks = predicted(folder, options.inputs, options.checkpoint)
     for remark in remarks:
         note(remark)
     print(

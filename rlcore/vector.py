@@ -62,6 +62,17 @@ class Predictor(Protocol):
         ...
 
 
+class ExplainedPredictor(Predictor, Protocol):
+    """A predictor that says what its observations are made of."""
+
+    def names(self, inputs: Any, obs: Any) -> list[list[str]]:
+        """Return of each input what the numbers or tokens of its observation (F,) are, as users gave them.
+
+        Numbers side by side with one name are one feature. Images need no names and have [].
+        """
+        ...
+
+
 class VectorEnv(ABC):
     """N environments stepped together.
 

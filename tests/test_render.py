@@ -269,21 +269,32 @@ def films(run: Path) -> list[tuple[int, tuple[int, int]]]:
     return [(event.step, (event.width, event.height)) for event in shown]
 
 
-FILMED = {**SMALL, "budget.frames": 400, "eval.every": 100, "eval.episodes": 2}
+FILMED: dict[str, Any] = {**SMALL, "budget.frames": 400, "eval.every": 100, "eval.episodes": 2}
 
 
 def test_films_change_nothing_but_are_logged_at_every_other_evaluation(tmp_path: Path) -> None:
     with_films, without = tmp_path / "with", tmp_path / "without"
-    rlcore.train("cartpole_dqn", out=with_films, **FILMED, **{"eval.video": 2})
+    rlcore.train("cartpole_dqn", out=with_films, **{**FILMED, "eval.video": 2})
     rlcore.train("cartpole_dqn", out=without, **FILMED)
     assert films(with_films) == [(200, (600 + WIDTH, 400)), (400, (600 + WIDTH, 400))]
     assert films(without) == []
     assert_same_run(with_films, without)
 
 
+def test_a_film_leaves_the_agent_and_torch_as_they_were(tmp_path: Path) -> None:
+    config = configs.validate(configs.override(configs.read("cartpole_dqn"), {**SMALL, "eval.max_steps": 10}))
+    agent = build.trainer(config).agent.train()
+    film, before = video.Film(config, Logger(tmp_path / "run")), torch.get_rng_state()
+    film(agent, 7)
+    assert agent.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert [frames for frames, _ in films(tmp_path / "run")] == [7]
+    film.close()
+
+
 def test_films_after_the_checkpoint_are_cut_when_a_run_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    rlcore.train("cartpole_dqn", out=run, **FILMED, **{"eval.video": 1})
+    rlcore.train("cartpole_dqn", out=run, **{**FILMED, "eval.video": 1})
     shutil.rmtree(run / "checkpoints" / f"{400:012d}")
     Logger(run, resume_frames=200)
     assert [frames for frames, _ in films(run)] == [100, 200]
