@@ -32,7 +32,10 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+RUN = [document for document in docs.DOCUMENTS if document.name != "README.zh.md"]  # whose blocks are README.md's
+
+
+@pytest.mark.parametrize("document", RUN, ids=lambda path: path.name)
 @pytest.mark.usefixtures("newcomer")
 def test_every_block_runs(document: Path) -> None:
     docs.Reader(document).read()
@@ -64,6 +67,31 @@ def test_commands_within_a_sentence_or_a_table_name_what_exists(document: Path) 
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", docs.outside(document)):
         assert "://" in target or (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_tests_that_are_pointed_to_exist(document: Path) -> None:
+    for path, name in re.findall(
+        r"`((?:rlcore|agents|envs|tests|scripts)/[\w/]+\.py)(?:::(\w+))?`", docs.outside(document)
+    ):
+        assert (docs.ROOT / path).exists(), f"{document.name}: {path}"
+        text = (docs.ROOT / path).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in text, f"{document.name}: {path}::{name}"
+
+
+def test_the_chinese_readme_has_the_blocks_of_the_english_one() -> None:
+    def plain(block: docs.Block) -> object:
+        return docs.commands(block.text) if block.language == "sh" else block.text
+
+    english, chinese = (docs.blocks(docs.ROOT / name) for name in ("README.md", "README.zh.md"))
+    assert [plain(block) for block in english] == [plain(block) for block in chinese]
+
+
+@pytest.mark.parametrize("front", ["README.md", "README.zh.md"])
+def test_every_document_is_linked_from_the_front_pages(front: str) -> None:
+    text = (docs.ROOT / front).read_text(encoding="utf-8")
+    for document in (docs.ROOT / "docs").glob("*.md"):
+        assert f"](docs/{document.name}" in text, f"{front} has no link to docs/{document.name}"
 
 
 def test_what_cannot_run_is_listed_and_the_rest_is_not() -> None:
