@@ -10,7 +10,6 @@ those that it lacks are sent from progress.csv, so that after a kill, or a failu
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import logging
@@ -66,7 +65,7 @@ class WandB:
 
         self._wandb, self._folder = wandb, folder
         known = _read(folder, "wandb")
-        if known.get("begun"):
+        if re.fullmatch(r"offline-run-[\w-]+", str(known.get("begun"))):
             shutil.rmtree(folder / "wandb" / known["begun"], ignore_errors=True)
         self._run = wandb.init(
             id=known.get("id"),
@@ -127,28 +126,21 @@ class MLflow:
         self._id = _read(folder, "mlflow").get("id") or self._begun(folder, config)
         _write(folder, "mlflow", {"id": self._id})
         self._client.update_run(self._id, status="RUNNING")
-        self.address, self.held = (
-            "",
-            max((m.step for m in self._client.get_metric_history(self._id, "frames")), default=-1),
-        )
-        known = self._client.get_run(self._id).data.params
-        settings = {
-            _named(k): str(v)[: self._LENGTH] for k, v in configs.flatten(config.model_dump(mode="json")).items()
-        }
-        params = [Param(name, value) for name, value in settings.items() if name not in known]  # they cannot change
+        self.address = ""
+        self.held = max((point.step for point in self._client.get_metric_history(self._id, "frames")), default=-1)
+        known = self._client.get_run(self._id).data.params  # they cannot change
+        settings = {_named(name): str(value) for name, value in configs.flatten(config.model_dump(mode="json")).items()}
+        params = [Param(name, value[: self._LENGTH]) for name, value in settings.items() if name not in known]
         for at in range(0, len(params), self._PARAMS):
             self._client.log_batch(self._id, params=params[at : at + self._PARAMS])
         self._client.log_text(self._id, configs.dump(config), "config.yaml")  # and this is what holds now
 
     def _begun(self, folder: Path, config: Config[Any]) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        with contextlib.suppress(Exception):  # it is there, or another run makes it at this moment
-            self._client.create_experiment(name)
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            raise OSError(f"experiment '{name}' cannot be made")
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
         tags = {"recipe": config.recipe}
-        return self._client.create_run(experiment.experiment_id, tags=tags, run_name=folder.name).info.run_id
+        return self._client.create_run(experiment, tags=tags, run_name=folder.name).info.run_id
 
     def row(self, frames: int, row: Row) -> None:
         """Add a row."""
@@ -194,7 +186,7 @@ class Trackers:
 
     def __init__(self, folder: Path, config: Config[Any]) -> None:
         self._following: dict[str, Tracker] = {}
-        for name in config.log.trackers:
+        for name in dict.fromkeys(config.log.trackers):
             self._guarded(name, functools.partial(self._begin, name, folder, config))
 
     def _begin(self, name: str, folder: Path, config: Config[Any]) -> None:
