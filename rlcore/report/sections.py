@@ -112,7 +112,8 @@ def _judge(made: Section, seen: Seen, which: str | None) -> None:
     ends = interval(found["ci_low"], found["ci_high"])
     rows = [(name, number(value), interval(*seen.intervals.get(name, ()))) for name, value in own.items()]
     before = "reward, " if made.task else ""
-    rows += [(f"{before}{said}", number(found[k]), ends if k == "iqm" else "") for k, said in _SPREAD.items()]
+    spread = list(_SPREAD.items())[: 2 if made.task else None]  # of examples the picture says the rest
+    rows += [(f"{before}{said}", number(found[k]), ends if k == "iqm" else "") for k, said in spread]
     head = ("metric" if made.task else of, "value", "95 % interval")
     made.statistics = Table("", head, rows, head[1:])
     played = f"{count:,} held-out examples"
