@@ -14,7 +14,6 @@ from rlcore import plain_yaml
 from rlcore import runs as folders
 from rlcore.command import Parser, guarded, import_plugins, positive
 
-
 Command = Callable[[str, Callable[[Any], None], str], Parser]  # adds a subcommand
 
 
