@@ -6,10 +6,13 @@ A trial trains several seeds, one after another; its value is the interquartile 
                             (or time) of a run that never met it: penalised average runtime, PAR2
     final/NAME              a number of the final evaluation, such as mean, accuracy or loss
 
-Pruning is the median rule of Golovin et al. (2017), "Google Vizier", section 3.2: at step t a trial ends if the running
-average of its intermediate evaluations is worse than the median of the finished trials' running averages to t. A step is
-one evaluation; run i of a trial has the steps i K + 1 .. i K + K, K = budget / eval.every. A run that ended early,
-having reached its threshold, counts with its last evaluation at the steps that it did not need.
+Pruning is the median rule of Golovin et al. (2017), "Google Vizier", section 3.2, on running averages a: at step t a
+trial with the intermediate evaluations v ends if
+
+    a_t < median over finished trials of their a_t,    a_t = 1/t sum_{s <= t} v_s      (> where small is better)
+
+A step is one evaluation: run i of a trial has the steps i K + 1 .. i K + K, K = budget / eval.every. A run that ended
+early, having reached its threshold, counts with its last evaluation at the steps that it did not need.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ def objective(metric: str, config: Config[Any], direction: str = "") -> Objectiv
 
 
 def watched(objective: Objective, config: Config[Any]) -> tuple[str, int]:
-    """Return the logged number that pruning looks at, and 1 or -1: the sign that makes better what the study calls so."""
+    """Return the logged number that pruning looks at, and the sign, 1 or -1, that makes it as good as the objective."""
     stops = objective.name in _UNTIL
     name, mode = (config.stop.metric, config.stop.mode) if stops else ("", config.eval.best_mode)
     return name or f"eval/{config.eval.best}", 1 if (mode == "max") == objective.maximize else -1

@@ -90,7 +90,8 @@ def best_recipe(best: dict[str, Any], found: Sequence[dict[str, Any]], search: S
     raw = configs.override(definition.settings, {**best["settings"], "recipe": f"{definition.recipe}_tuned"})
     about = [
         f"The best of {counted(found)} of a search over {definition.recipe}: trial {best['trial']}, {worth(best)}",
-        f"({described(search)}). The best of many is flattered by chance: train it with seeds of its own before you trust it.",
+        f"({described(search)}).",
+        "The best of many is flattered by chance: train it with other seeds before you trust it.",
     ]
     own = [row for row in found if row["trial"] == 0 and row["state"] == "finished"]
     if own and search.space.is_held():

@@ -173,11 +173,14 @@ class Space:
             UserError: a setting is not known, or a corner is refused.
         """
         for point in self.corners():
-            try:
-                configs.validate(configs.override(self.base, point))
-            except UserError as error:
-                where = ", ".join(f"{name}={json.dumps(value)}" for name, value in point.items())
-                raise UserError(f"space {self.name}: {error} (at {where})") from None
+            self._check(point)
+
+    def _check(self, point: Mapping[str, Any]) -> None:
+        try:
+            configs.validate(configs.override(self.base, point))
+        except UserError as error:
+            where = ", ".join(f"{name}={json.dumps(value)}" for name, value in point.items())
+            raise UserError(f"space {self.name}: {error} (at {where})") from None
 
 
 def _several(wanted: Any) -> list[Any]:

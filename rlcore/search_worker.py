@@ -14,7 +14,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from rlcore import api, runs, search_study
+from rlcore import api, runs, search_storage, search_study
 from rlcore import config as configs
 from rlcore.command import import_plugins
 from rlcore.errors import UserError
@@ -52,9 +52,9 @@ def work(root: Path, wanted: int) -> None:
     definition = search_study.read(root)
     import_plugins(definition.plugins)
     search = Search(definition)
-    study = search_study.open_study(root, search)
+    study = search_storage.open_study(root, search)
     while True:
-        with search_study.claimed(study, search, root, wanted) as taken:
+        with search_storage.claimed(study, search, root, wanted) as taken:
             if taken is None:
                 return
             _finish(study, search, root, *taken)

@@ -160,6 +160,8 @@ def _small_data(config: Config[Any]) -> dict[str, Any]:
         return {"env.kwargs.data": "reviews.csv", "env.kwargs.source": "both"}
     if config.env.id == "language_model" and data in (None, "shakespeare"):
         return {"env.kwargs.data": "plays.txt"}
+    if config.env.id == "translation" and config.env.kwargs.get("path") in (None, "english_spanish"):
+        return {"env.kwargs.path": "verses.tsv", "env.kwargs.vocabulary_size": 120}
     return {}
 
 
@@ -174,7 +176,8 @@ def shortened(name: str, argv: list[str]) -> list[str]:
     if name == "evaluate":
         return [*argv, "--episodes=2"]
     if name == "tune":
-        return [*argv, "--trials=2"]
+        short = {} if "--resume" in argv else {"seeds": "1000"} | short_settings(validate_training(argv))
+        return [*argv, "--trials=2", *(f"--{option}={value}" for option, value in short.items())]
     if name == "benchmark":
         return _short_set(argv)
     if name != "train" or "--help" in argv:
@@ -305,6 +308,12 @@ def _reviews(path: Path) -> None:
     _table(path, ("text", "label"), rows)
 
 
+def _verses(path: Path) -> None:
+    english, spanish = ("light", "water", "earth", "heaven"), ("luz", "agua", "tierra", "cielo")
+    rows = [f"the {english[i % 4]} of day {i}\tla {spanish[i % 4]} del dia {i}\n" for i in range(120)]
+    path.write_text("".join(rows), encoding="utf-8")
+
+
 def _plays(path: Path) -> None:
     path.write_text("ROMEO: But soft, what light?\n" * 100, encoding="utf-8")
 
@@ -321,6 +330,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "new_houses.csv": _houses,
     "reviews.csv": _reviews,
     "plays.txt": _plays,
+    "verses.tsv": _verses,
 }
 
 
