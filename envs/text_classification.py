@@ -132,7 +132,7 @@ class TextPredictor:
 
     def names(self, inputs: Any, obs: Tensor) -> list[list[str]]:
         """Return the tokens of each text (B, length), padding included."""
-        return [[self.vocabulary.tokenizer.id_to_token(i) for i in row] for row in obs.tolist()]
+        return [[str(self.vocabulary.tokenizer.id_to_token(i)) for i in row] for row in obs.tolist()]
 
     def decode(self, action: Tensor) -> list[Any]:
         """Return B labels; where texts have several, B lists of those likelier to hold than not."""

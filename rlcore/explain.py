@@ -277,7 +277,7 @@ def of_tokens(
 @torch.no_grad()
 def _embedded(score: Score, layer: nn.Module, tokens: Tensor) -> Tensor:
     """Return what the layer makes of tokens (1, T) on the way to their scores, (1, places, width)."""
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     with layer.register_forward_hook(lambda _, __, out: seen.append(out)):
         score(tokens)
     return seen[0]

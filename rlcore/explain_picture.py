@@ -90,7 +90,7 @@ def _heat(figure: Any, one: Explanation) -> None:
     right.set_title("what drives it", fontweight="normal")
     for axes in (left, right):
         axes.axis("off")
-    figure.colorbar(drawn, ax=right, label=_WHAT.format(one.of), shrink=0.8)
+    figure.colorbar(drawn, ax=right, label=_WHAT.format(one.of).replace(" (", "\n("), shrink=0.8)
 
 
 def _lines(one: Explanation) -> list[list[tuple[int, str]]]:
@@ -110,7 +110,7 @@ def _lines(one: Explanation) -> list[list[tuple[int, str]]]:
 
 
 def _text(figure: Any, one: Explanation) -> None:
-    import matplotlib as mpl
+    from matplotlib import cm, colors
 
     lines = _lines(one)
     axes = figure.subplots()
@@ -118,15 +118,15 @@ def _text(figure: Any, one: Explanation) -> None:
     axes.set_ylim(len(lines), 0)
     axes.axis("off")
     most = max(float(np.abs(one.attributions).max()), 1e-12)
-    norm = mpl.colors.Normalize(-most, most)
-    colours = mpl.cm.ScalarMappable(norm, _colours())
+    norm = colors.Normalize(-most, most)
+    shades = cm.ScalarMappable(norm, _colours())
     shares = iter(one.attributions.tolist())
     for row, line in enumerate(lines):
         for column, text in line:
             share = next(shares)
             axes.axhspan(row + 0.08, row + 0.92, column / _COLUMNS, (column + len(text)) / _COLUMNS,
-                         facecolor=colours.to_rgba(share), linewidth=0)  # fmt: skip
+                         facecolor=shades.to_rgba(share), linewidth=0)  # fmt: skip
             ink = "white" if abs(share) > 0.7 * most else "black"
             axes.text(column, row + 0.55, text, family="monospace", fontsize=9.4, va="center", color=ink)
-    bar = figure.colorbar(colours, ax=axes, orientation="horizontal", fraction=0.05, aspect=50, pad=0.02)
+    bar = figure.colorbar(shades, ax=axes, orientation="horizontal", fraction=0.05, aspect=50, pad=0.02)
     bar.set_label(_WHAT.format(one.of))

@@ -220,7 +220,7 @@ def test_an_agents_choice_is_explained(recipe: str, of: str, more: dict[str, Any
 
 def test_the_normalised_baseline_is_where_the_agent_has_been(tmp_path: Path) -> None:
     run = rlcore.train("cartpole_dqn", out=tmp_path / "run", **{**BRIEF, **SMALL, "agent.normalize_obs": True})
-    mean = run.agent.normalizer.shift  # type: ignore[union-attr]
+    mean: Any = run.agent.normalizer.shift  # type: ignore[union-attr]
     (one,), _ = explain.explain(run, [mean.tolist()])
     assert one.attributions == pytest.approx(0, abs=1e-6)
     assert one.value == pytest.approx(one.baseline_value, abs=1e-6)
