@@ -145,7 +145,7 @@ def beam_search(writer: Writer, prompt: Tensor, length: int, width: int) -> tupl
     A score of -inf marks a place of the beam that no completion has filled.
     """
     features, state = writer.trunk.begin(prompt, length)
-    rows = len(prompt)
+    rows = prompt.shape[0]
     features, state = tmap(lambda x: x.repeat_interleave(width, 0), (features, state))  # (B * W, ...)
     tokens = prompt.new_full((rows, width, length), writer.pad)
     total = torch.where(torch.arange(width, device=prompt.device) == 0, 0.0, -torch.inf).expand(rows, width)  # (B, W)

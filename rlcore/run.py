@@ -173,14 +173,19 @@ def load(run: str | Path, which: str | None = None, beam: int | None = None) -> 
         config = config.model_copy(update={"agent": config.agent.model_copy(update={"beam": beam})})
     torch.set_num_threads(config.threads)
     build.device(config.device)
+    agent, spec, predictor = blank(config, runs.read_json(folder / "fitted.json"))
+    load_weights(agent, checkpoint.load(find_checkpoint(folder, which or config.eval.use)).agent, str(folder))
+    return Run(folder, config, agent, spec, predictor)
+
+
+def blank(config: Config[Any], fitted: dict[str, Any]) -> tuple[Agent, Spec, Predictor | None]:
+    """Return a run's agent before its weights are loaded, its spaces, and what predicts for it; see `VectorEnv.fitted`."""
     predictor = None
-    if fitted := runs.read_json(folder / "fitted.json"):  # predicts without the data it was trained on
+    if fitted:  # predicts without the data it was trained on
         predictor = registry.find("envs", config.env.id).predictor({**config.env.kwargs, **fitted})
         spec = predictor.spec
     else:
         env = build.env(config.env, config.device, num_envs=1)
         spec = env.spec
         env.close()
-    agent = build.agent(config, spec)
-    load_weights(agent, checkpoint.load(find_checkpoint(folder, which or config.eval.use)).agent, str(folder))
-    return Run(folder, config, agent, spec, predictor)
+    return build.agent(config, spec), spec, predictor

@@ -28,7 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
         causal: t sees 0 .. t; only without a mask.
         dropout: probability that a weight is zeroed.
     """
-    grouped = q.shape[1] != k.shape[1]
+    grouped = bool(q.shape[1] != k.shape[1])  # sizes are tensors while torch.jit traces
     y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
     return y.transpose(1, 2).flatten(2)
 

@@ -111,6 +111,6 @@ class Flatten(Network):
         if isinstance(self.space, spaces.Discrete):
             return one_hot(obs.long() - self.start, self.out_features)
         if isinstance(self.space, spaces.MultiDiscrete):
-            columns = (obs.long() - self.start).reshape(len(obs), -1).unbind(1)
+            columns = (obs.long() - self.start).reshape(obs.shape[0], -1).unbind(1)
             return torch.cat([one_hot(c, n) for c, n in zip(columns, self.sizes, strict=True)], dim=-1)
-        return scaled(obs.reshape(len(obs), -1))
+        return scaled(obs.reshape(obs.shape[0], -1))

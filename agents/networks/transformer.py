@@ -259,8 +259,8 @@ class EncoderDecoder(Transformer, TextModel):
     def begin(self, prompt: Tensor, length: int) -> tuple[Tensor, Any]:
         self.require_context(length)
         memories, mask = self._memories(prompt)
-        cache = storage(memories[0][0], self.options, len(prompt), length + 1)
-        mask = prompt.new_ones(len(prompt), 1, 1, 1, dtype=torch.bool) if mask is None else mask
+        cache = storage(memories[0][0], self.options, prompt.shape[0], length + 1)
+        mask = prompt.new_ones(prompt.shape[0], 1, 1, 1, dtype=torch.bool) if mask is None else mask
         start = torch.full_like(prompt[:, 0], self.bos)
         return self.extend(start, {"cache": cache, "memories": memories, "mask": mask, "slot": torch.zeros_like(start)})
 

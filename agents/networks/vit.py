@@ -55,7 +55,7 @@ class ViT(Network):
         images = scaled(obs)
         x = self.patches(images.movedim(-1, 1) if self.channels_last else images).flatten(2).transpose(1, 2)
         if self.token is not None:
-            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
         x, rotation = self.positions(x, None)
         x = self.stack(self.dropout(self.embedding_norm(x)), Sight(rotation=rotation))
         return x.mean(1) if self.token is None else x[:, 0]
