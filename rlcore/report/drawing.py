@@ -76,7 +76,6 @@ def inline(figure: Any, name: str, alt: str, caption: str = "", black_is_ink: bo
     """
     import matplotlib as mpl
 
-    figure.set_dpi(72)  # an SVG's, which the layout depends on
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)
