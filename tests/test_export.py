@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -302,3 +304,38 @@ def test_without_the_extra_it_names_it(finished: Path, command: Command, monkeyp
     monkeypatch.setattr("rlcore.export_formats.find_spec", lambda name: None)
     called = command("export", finished)
     assert called.code != 0 and "pip install 'rlcore[export]'" in called.err
+
+
+def _steps() -> list[list[str]]:
+    """Return the Dockerfile's instructions as words."""
+    text = (Path(__file__).parent.parent / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line.split() for line in lines]
+
+
+def test_the_dockerfile_copies_what_is_there_and_needed() -> None:
+    root = Path(__file__).parent.parent
+    copied = {name for words in _steps() if words[0] == "COPY" for name in words[1:-1]}
+    assert all((root / name).exists() for name in copied)
+    lets_in = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert lets_in == copied
+    project = (root / "pyproject.toml").read_text()
+    packages = re.search(r"^packages = \[(.*)\]", project, re.MULTILINE)
+    assert packages
+    assert {name.strip(' "').partition(".")[0] for name in packages[1].split(",")} | {"scripts"} <= copied
+    install = next(" ".join(words) for words in _steps() if words[-1].startswith('".['))
+    for extra in install.partition("[")[2].partition("]")[0].split(","):
+        assert re.search(rf"^{extra} = ", project, re.MULTILINE), extra
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_the_containers_entry_runs_the_commands(name: str, tmp_path: Path) -> None:
+    entry = json.loads(" ".join(next(words[1:] for words in _steps() if words[0] == "ENTRYPOINT")))
+    tool = tmp_path / f"rlcore-{name}"
+    tool.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    tool.chmod(0o755)
+    ran = subprocess.run([*entry, name, "a b", "--x=[1, 2]"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, text=True,
+                         capture_output=True, check=True)  # fmt: skip
+    assert ran.stdout == "a b|--x=[1, 2]|"
+    scripts = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'rlcore-{name} = "rlcore.' in scripts
