@@ -169,7 +169,7 @@ def test_running_averages_by_hand() -> None:
     assert running_average(curve, 3, 3) == pytest.approx(50 / 3)
     assert running_average(curve, 4, 3) == pytest.approx(110 / 4)
     assert running_average({4: 60.0}, 4, 3) == 60.0, "a run that was not evaluated says nothing of the next"
-    assert running_average({1: 10.0}, 4, 3) == 10.0, "nor is it carried on into the next"
+    assert running_average({1: 10.0, 2: 40.0}, 4, 3) == 30.0, "nor is it carried on into the next"
     assert math.isnan(running_average({}, 4, 3))
     assert [step_of(frames, 1, 200, 600) for frames in (200, 399, 604, 800)] == [4, 4, 6, 6]
 
@@ -194,6 +194,8 @@ def test_the_median_rule_is_the_slow_reference(
 
     seen = [average for average in map(slow, others) if average is not None]
     mine = slow(curve)
+    fast = running_average(curve, now, per_run)
+    assert fast == pytest.approx(mine) if mine is not None else math.isnan(fast)
     early = len(others) < 5 or now < 0.2 * per_run
     if early or mine is None or not seen:
         expected = False
