@@ -160,8 +160,11 @@ def _small_data(config: Config[Any]) -> dict[str, Any]:
         return {"env.kwargs.data": "reviews.csv", "env.kwargs.source": "both"}
     if config.env.id == "language_model" and data in (None, "shakespeare"):
         return {"env.kwargs.data": "plays.txt"}
+    if config.env.id == "classify_and_write" and data in (None, "movie-reviews"):
+        lengths = {"env.kwargs.prompt_length": 8, "env.kwargs.completion_length": 8}
+        return {"env.kwargs.data": "reviews.csv", "env.kwargs.vocabulary_size": 300, **lengths}
     if config.env.id == "translation" and config.env.kwargs.get("path") in (None, "english_spanish"):
-        return {"env.kwargs.path": "verses.tsv", "env.kwargs.vocabulary_size": 120}
+        return {"env.kwargs.path": "verses.tsv", "env.kwargs.vocabulary_size": 300}
     return {}
 
 
