@@ -303,7 +303,7 @@ def test_films_after_the_checkpoint_are_cut_when_a_run_goes_on(tmp_path: Path) -
 
 
 def test_films_need_a_picture_and_evaluations(command: Command) -> None:
-    done = command("train", "bit_flip", "--env.id=line", "--agent.name=supervised", "--eval.video=1", "--out", "run")
+    done = command("train", "line", "--eval.video=1", "--out", "run")
     assert done.code == 2
     assert "eval.video: environment 'line' has no picture" in done.err
     assert not Path("run").exists()
