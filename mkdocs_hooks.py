@@ -23,6 +23,7 @@ REFERENCE: dict[str, list[str]] = {
         "experience": [("rlcore.", "replay prioritized normalize recorded")],
         "mathematics": [("rlcore.", "losses returns exploration targets")],
         "evaluation": [("rlcore.", "evaluation statistics runs testing")],
+        "study": [("rlcore.", "curves plots compare trackers search.tune search.spaces report video explain export")],
         "agents": [
             ("agents.", "value_based dqn c51 qr_dqn iqn rainbow pqn r2d2 actor_critic distributions ppo a2c reinforce"),
             ("agents.", "continuous sac td3 ddpg bc cql iql supervised seq2seq grpo"),

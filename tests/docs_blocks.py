@@ -170,8 +170,10 @@ def _small_data(config: Config[Any]) -> dict[str, Any]:
 
 def lacks_weights(argv: list[str]) -> bool:
     """Whether a command trains on a pretrained model's package that is not installed; it then is only validated."""
+    if "--resume" in argv or "--help" in argv:
+        return False
     package = str(validate_training(argv).env.kwargs.get("tokens", "")).partition("package:")[2]
-    return "--resume" not in argv and bool(package) and importlib.util.find_spec(package) is None
+    return bool(package) and importlib.util.find_spec(package) is None
 
 
 def shortened(name: str, argv: list[str]) -> list[str]:
@@ -277,11 +279,11 @@ def validate_yaml(block: Block) -> None:
     elif set(raw) <= set(Config.model_fields):
         configs.validate(raw, f"{block.document.name}:{block.line}")
     else:
-        from rlcore import search_space
+        from rlcore.search import spaces
 
         path = Path("space.yaml")
         path.write_text(block.text, encoding="utf-8")
-        search_space.read(str(path))
+        spaces.read(str(path))
 
 
 def call(name: str, argv: list[str]) -> str:
