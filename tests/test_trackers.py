@@ -179,6 +179,9 @@ def test_a_killed_run_goes_on_in_the_same_tracker_runs_and_repeats_no_row(tmp_pa
     rlcore.train(resume=True, out=run)
     after = runs.read_json(run / "trackers.json")
     assert {name: after[name]["id"] for name in after} == {name: before[name]["id"] for name in before}
+    assert not (
+        run / "wandb" / before["wandb"]["begun"]
+    ).exists()  # what is left of the killed session would come twice
     assert_held_once(run)
     assert mlflow_run(run).info.status == "FINISHED"
     # A finished run that is extended: another session, the same runs.
