@@ -140,7 +140,9 @@ def short_settings(config: Config[Any]) -> dict[str, Any]:
         frames = max(200, 2 * config.env.num_envs)
         settings["source.learning_starts"] = min(source.learning_starts, 60)
     elif isinstance(source, DatasetConfig):
-        frames = 3 * (source.batch_size or 100)
+        pretrained = config.agent.network.name == "pretrained"  # whose batches take seconds
+        batch = settings["source.batch_size"] = 4 if pretrained else source.batch_size
+        frames = 3 * (batch or 100)
     else:
         frames = 2 * config.env.num_envs * source.horizon
     frames = min(frames, config.budget.frames)
