@@ -33,7 +33,8 @@ def difference(a: str | Path, b: str | Path) -> dict[str, Any]:
     """Return in what two runs, or two groups of runs, differ, and what came of it.
 
     Args:
-        a, b: a run's folder, or a glob of the seeds of one recipe.
+        a: a run's folder, or a glob of the seeds of one recipe.
+        b: likewise.
 
     Returns:
         a, b: the runs. settings, origin (versions, revision, machine, command) and result: by name the two values where
