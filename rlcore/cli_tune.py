@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from rlcore import config as configs
-from rlcore import search_space
 from rlcore.command import Parser, guarded, import_plugins, positive, settings_of, unknown
 from rlcore.errors import UserError
+from rlcore.search import spaces
 
 
 @guarded
@@ -24,7 +24,7 @@ def tune(argv: list[str]) -> None:
     if options.resume and not options.out:
         raise UserError("--resume: expected --out DIR, the folder of the search")
     import_plugins(options.plugin)
-    from rlcore.tune import tune as search
+    from rlcore.search.tune import tune as search
 
     names = ("space", "trials", "sampler", "metric", "direction", "seeds", "jobs", "out", "resume", "quiet")
     given = {name: getattr(options, name) for name in names}
@@ -41,7 +41,7 @@ def tune(argv: list[str]) -> None:
 
 def _parser() -> Parser:
     parser = Parser("Search for the settings of a recipe; killed at any time, go on with --resume.")
-    shipped = ", ".join(sorted(path.stem for path in search_space.folder().glob("*.yaml")))
+    shipped = ", ".join(sorted(path.stem for path in spaces.folder().glob("*.yaml")))
     parser.usage = (
         "%(prog)s [CONFIG] --space SPACE [--trials N] [--metric NAME] [--out DIR] [--resume] [--NAME=VALUE ...]"
     )

@@ -179,7 +179,7 @@ def load(run: str | Path, which: str | None = None, beam: int | None = None) -> 
 
 
 def blank(config: Config[Any], fitted: dict[str, Any]) -> tuple[Agent, Spec, Predictor | None]:
-    """Return a run's agent before its weights are loaded, its spaces, and what predicts for it; see `VectorEnv.fitted`."""
+    """Return a run's agent before its weights are loaded, its spaces and its predictor; see `VectorEnv.fitted`."""
     predictor = None
     if fitted:  # predicts without the data it was trained on
         predictor = registry.find("envs", config.env.id).predictor({**config.env.kwargs, **fitted})

@@ -18,14 +18,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import rlcore
-from rlcore import build, quantize
+from rlcore import build
 from rlcore import config as configs
 from rlcore.errors import UserError
-from rlcore.export import Candidate, export, load_export
-from rlcore.export_check import Difference, answers, compare, observations
-from rlcore.export_formats import NEEDS, SUFFIXES
-from rlcore.export_metadata import space_json
-from rlcore.exported import Greedy
+from rlcore.export import Candidate, export, load_export, quantize
+from rlcore.export.check import Difference, answers, compare, observations
+from rlcore.export.exported import Greedy
+from rlcore.export.formats import NEEDS, SUFFIXES
+from rlcore.export.metadata import space_json
 from rlcore.normalize import Normalizer
 from rlcore.run import Run
 
@@ -301,7 +301,7 @@ def test_bad_options(argv: tuple[str, ...], said: str, finished: Path, command: 
 
 
 def test_without_the_extra_it_names_it(finished: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlcore.export_formats.find_spec", lambda name: None)
+    monkeypatch.setattr("rlcore.export.formats.find_spec", lambda name: None)
     called = command("export", finished)
     assert called.code != 0 and "pip install 'rlcore[export]'" in called.err
 

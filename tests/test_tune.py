@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 import rlcore
 from rlcore import config as configs
-from rlcore import runs, search_objective, search_report, search_space, search_storage, search_study, search_worker
+from rlcore import runs
 from rlcore.config import Config
 from rlcore.errors import UserError
-from rlcore.search_objective import Objective, hopeless, running_average, step_of
-from rlcore.search_space import Space
-from rlcore.tune import tune
+from rlcore.search import definition, objective, report, spaces, storage, worker
+from rlcore.search.objective import Objective, hopeless, running_average, step_of
+from rlcore.search.spaces import Space
+from rlcore.search.tune import tune
 
 LR = {"low": 1e-4, "high": 1e-2, "log": True}
 TINY = {**SMALL, "eval.every": 200, "eval.episodes": 2, "stop.metric": "eval/return_mean", "stop.threshold": 400}
@@ -38,7 +39,7 @@ def base(recipe: str = "cartpole_dqn", **changes: Any) -> Config[Any]:
 
 
 def space(dimensions: dict[str, Any], **changes: Any) -> Space:
-    return search_space.build("S", dimensions, base(**changes).model_dump(mode="json"))
+    return spaces.build("S", dimensions, base(**changes).model_dump(mode="json"))
 
 
 # The space
@@ -116,13 +117,13 @@ SHIPPED = [("dqn", "cartpole_dqn"), ("ppo", "cartpole_ppo"), ("sac", "pendulum_s
 
 @pytest.mark.parametrize(("name", "recipe"), SHIPPED)
 def test_a_shipped_space_holds_its_recipe_and_is_valid(name: str, recipe: str) -> None:
-    found = search_space.build(*search_space.read(name), base(recipe).model_dump(mode="json"))
+    found = spaces.build(*spaces.read(name), base(recipe).model_dump(mode="json"))
     found.check()
     assert found.is_held()
 
 
 def test_every_shipped_space_is_tested() -> None:
-    assert {path.stem for path in search_space.folder().glob("*.yaml")} == {name for name, _ in SHIPPED}
+    assert {path.stem for path in spaces.folder().glob("*.yaml")} == {name for name, _ in SHIPPED}
 
 
 # What a trial is worth
@@ -144,20 +145,20 @@ def test_what_one_run_is_worth() -> None:
 
 def test_directions_follow_the_metric() -> None:
     small = base(**TINY)
-    assert search_objective.objective("final", small) == Objective("final/mean", True)
-    assert search_objective.objective("frames_to", small) == Objective("frames_to", False)
-    assert search_objective.objective("final/loss", base("shakespeare")) == Objective("final/loss", False)
-    assert search_objective.objective("final/length", small, "min") == Objective("final/length", False)
-    assert search_objective.watched(Objective("frames_to", False), small) == ("eval/return_mean", -1)
-    assert search_objective.watched(Objective("final/mean", True), small) == ("eval/return_mean", 1)
-    assert search_objective.watched(Objective("final/loss", False), base("shakespeare")) == ("eval/loss", 1)
+    assert objective.objective("final", small) == Objective("final/mean", True)
+    assert objective.objective("frames_to", small) == Objective("frames_to", False)
+    assert objective.objective("final/loss", base("shakespeare")) == Objective("final/loss", False)
+    assert objective.objective("final/length", small, "min") == Objective("final/length", False)
+    assert objective.watched(Objective("frames_to", False), small) == ("eval/return_mean", -1)
+    assert objective.watched(Objective("final/mean", True), small) == ("eval/return_mean", 1)
+    assert objective.watched(Objective("final/loss", False), base("shakespeare")) == ("eval/loss", 1)
 
 
 def test_a_value_is_the_interquartile_mean_over_seeds() -> None:
-    value, low, high = search_objective.total([1.0, 2.0, 3.0, 100.0])
+    value, low, high = objective.total([1.0, 2.0, 3.0, 100.0])
     assert value == 2.5
     assert 1.0 <= low < value < high <= 100.0
-    assert search_objective.total([3.0]) == (3.0, 3.0, 3.0)
+    assert objective.total([3.0]) == (3.0, 3.0, 3.0)
 
 
 # The median rule
@@ -210,20 +211,20 @@ def test_the_median_rule_is_the_slow_reference(
 # The storage
 
 
-def define(root: Path, space: dict[str, Any], trials: int, **more: Any) -> search_study.Search:
+def define(root: Path, space: dict[str, Any], trials: int, **more: Any) -> definition.Search:
     given = {"seeds": "1000-1001", "settings": configs.override(configs.read("cartpole_dqn"), TINY), **more}
-    search = search_study.Search(
-        search_study.defined(recipe="cartpole_dqn", space_name="S", space=space, trials=trials, **given)
+    search = definition.Search(
+        definition.defined(recipe="cartpole_dqn", space_name="S", space=space, trials=trials, **given)
     )
     root.mkdir(exist_ok=True)
-    search_study.write(root, search)
+    definition.write(root, search)
     return search
 
 
-def asked(root: Path, search: search_study.Search, value: float = 1.0) -> tuple[int, dict[str, Any]]:
+def asked(root: Path, search: definition.Search, value: float = 1.0) -> tuple[int, dict[str, Any]]:
     """Take one trial, as a process of its own would, and end it."""
-    study = search_storage.open_study(root, search)
-    with search_storage.claimed(study, search, root, search_storage.plan(study, search)) as taken:
+    study = storage.open_study(root, search)
+    with storage.claimed(study, search, root, storage.plan(study, search)) as taken:
         assert taken is not None
         study.tell(taken[0], value)
         return taken[0].number, taken[1]
@@ -233,11 +234,11 @@ def asked(root: Path, search: search_study.Search, value: float = 1.0) -> tuple[
 def test_a_search_that_goes_on_draws_what_it_would_have_drawn(tmp_path: Path, sampler: str) -> None:
     dimensions = {"optim.lr": LR, "agent.n_step": {"low": 1, "high": 9}}
     once = define(tmp_path / "once", dimensions, 14, sampler=sampler)
-    study = search_storage.open_study(tmp_path / "once", once)
-    wanted = search_storage.plan(study, once)
+    study = storage.open_study(tmp_path / "once", once)
+    wanted = storage.plan(study, once)
     drawn = []
     for i in range(14):
-        with search_storage.claimed(study, once, tmp_path / "once", wanted) as taken:
+        with storage.claimed(study, once, tmp_path / "once", wanted) as taken:
             assert taken is not None
             drawn.append(taken[1])
             study.tell(taken[0], abs(math.log(taken[1]["optim.lr"] / 1e-3)) + i % 2)
@@ -256,8 +257,8 @@ def test_a_grid_is_tried_point_by_point_after_the_recipe(tmp_path: Path) -> None
     assert points[0] == {"agent.n_step": 5, "agent.double": True}
     assert len({json.dumps(point) for point in points}) == 5
     assert {point["agent.n_step"] for point in points} <= {4, 5, 6}
-    study = search_storage.open_study(tmp_path, search)
-    with search_storage.claimed(study, search, tmp_path, 5) as taken:
+    study = storage.open_study(tmp_path, search)
+    with storage.claimed(study, search, tmp_path, 5) as taken:
         assert taken is None
 
 
@@ -267,28 +268,28 @@ def test_half_a_line_that_a_killed_process_left_harms_nothing(tmp_path: Path) ->
     with (tmp_path / "journal.log").open("ab") as file:
         file.write(b'{"op_code":6,"worker_id":"x","tri')
     assert asked(tmp_path, search)[0] == 1
-    trials = search_storage.open_study(tmp_path, search).get_trials()
+    trials = storage.open_study(tmp_path, search).get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
     assert trials[0].params == first[1]
 
 
 def test_a_trial_that_is_held_is_left_alone_and_one_that_is_not_is_taken_over(tmp_path: Path) -> None:
     search = define(tmp_path, {"optim.lr": LR}, 9)
-    study, other = (search_storage.open_study(tmp_path, search) for _ in range(2))
-    search_storage.plan(study, search)
+    study, other = (storage.open_study(tmp_path, search) for _ in range(2))
+    storage.plan(study, search)
     with (
-        search_storage.claimed(study, search, tmp_path, 9) as mine,
-        search_storage.claimed(other, search, tmp_path, 9) as its,
+        storage.claimed(study, search, tmp_path, 9) as mine,
+        storage.claimed(other, search, tmp_path, 9) as its,
     ):
         assert mine is not None
         assert its is not None
         assert [mine[0].number, its[0].number] == [0, 1]
     for _ in range(2):  # nobody told how they ended
-        with search_storage.claimed(study, search, tmp_path, 9) as taken:
+        with storage.claimed(study, search, tmp_path, 9) as taken:
             assert taken is not None
             assert taken[0].number == 0
             assert taken[1] == mine[1]
-    with search_storage.claimed(study, search, tmp_path, 9) as taken:  # a third time in one place: failed
+    with storage.claimed(study, search, tmp_path, 9) as taken:  # a third time in one place: failed
         assert taken is not None
         assert taken[0].number == 1
     failed = study.get_trials()[0]
@@ -300,14 +301,14 @@ def test_a_trial_that_is_held_is_left_alone_and_one_that_is_not_is_taken_over(tm
 
 
 def states(root: Path) -> list[dict[str, Any]]:
-    search = search_study.Search(search_study.read(root))
-    return search_report.rows(search_storage.open_study(root, search), search, root)
+    search = definition.Search(definition.read(root))
+    return report.rows(storage.open_study(root, search), search, root)
 
 
-def worked(root: Path, search: search_study.Search) -> list[dict[str, Any]]:
+def worked(root: Path, search: definition.Search) -> list[dict[str, Any]]:
     """Search in this process."""
-    wanted = search_storage.plan(search_storage.open_study(root, search), search)
-    search_worker.work(root, wanted)
+    wanted = storage.plan(storage.open_study(root, search), search)
+    worker.work(root, wanted)
     return states(root)
 
 
@@ -321,10 +322,10 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(tmp_path: Path) -> N
 
 def test_a_hopeless_trial_ends_soon_and_its_run_says_why(tmp_path: Path) -> None:
     search = define(tmp_path, {"optim.lr": LR}, 7)
-    study = search_storage.open_study(tmp_path, search)
-    search_storage.plan(study, search)
+    study = storage.open_study(tmp_path, search)
+    storage.plan(study, search)
     for _ in range(6):
-        with search_storage.claimed(study, search, tmp_path, 7) as taken:
+        with storage.claimed(study, search, tmp_path, 7) as taken:
             assert taken is not None
             for step in range(1, 7):
                 taken[0].report(1000.0, step)
@@ -432,7 +433,7 @@ def test_a_search_leaves_a_recipe_a_table_and_figures(tmp_path: Path, command: C
     assert recipe.startswith(
         f"# The best of 4 trials (4 finished) of a search over cartpole_dqn: trial {best['trial']}, "
     )
-    run = rlcore.train("found/best.yaml", out="again", seed=1000, **{"eval.final_seed": search_study.FINAL_SEED})
+    run = rlcore.train("found/best.yaml", out="again", seed=1000, **{"eval.final_seed": definition.FINAL_SEED})
     assert run.config.agent.network.kwargs["hidden"] == json.loads(best["agent.network.kwargs.hidden"])
     assert run.result["evaluation"]["mean"] == float(best["value"]), "the recipe is the trial, bit for bit"
     assert all(Path("found", f"history.{end}").stat().st_size > 5000 for end in ("png", "svg"))

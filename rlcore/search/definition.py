@@ -8,12 +8,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from rlcore import config as configs
-from rlcore import plain_yaml, runs, search_space
+from rlcore import plain_yaml, runs
 from rlcore.config import Config
 from rlcore.errors import UserError
 from rlcore.fields import Model, explain
-from rlcore.search_objective import Objective, objective
-from rlcore.search_space import Space
+from rlcore.search import spaces
+from rlcore.search.objective import Objective, objective
+from rlcore.search.spaces import Space
 from rlcore.study import seeds
 from rlcore.training_config import EvalConfig
 
@@ -68,14 +69,35 @@ class Search:
         self.raw: dict[str, Any] = raw
         self.config: Config[Any] = configs.validate(raw, definition.recipe)
         self.objective: Objective = objective(definition.metric, config, definition.direction)
-        self.space: Space = search_space.build(
-            definition.space_name, definition.space, self.config.model_dump(mode="json")
-        )
+        self.space: Space = spaces.build(definition.space_name, definition.space, self.config.model_dump(mode="json"))
         self.seeds = seeds(definition.seeds)
         if self.seeds[0] < _JUDGED:
             raise UserError(
                 f"--seeds: got {definition.seeds}, expected seeds from {_JUDGED} up: those below are for reports"
             )
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return the points that are known beforehand.
+
+        The first is the recipe itself, if it is a point of the space, so that it is compared like all others. A grid's
+        points follow.
+
+        Raises:
+            UserError: a grid's range has no steps.
+        """
+        points = [self.space.own()] if self.space.is_held() else []
+        if self.definition.sampler == "grid":
+            points += [point for point in self.space.grid() if point not in points]
+        return points
+
+    def check(self) -> None:
+        """Try the space before anything is trained or written.
+
+        Raises:
+            UserError: a corner of the space is refused, or as `points`.
+        """
+        self.space.check()
+        self.points()
 
     @property
     def per_run(self) -> int:

@@ -24,9 +24,9 @@ from torch.nn.utils.prune import L1Unstructured
 from rlcore import build
 from rlcore.agent import Agent
 from rlcore.evaluation import evaluate
-from rlcore.export_check import ArtefactAgent, Rows, state_of
-from rlcore.export_formats import Artefact
-from rlcore.exported import Signature, drop_unread
+from rlcore.export.check import ArtefactAgent, Rows, state_of
+from rlcore.export.exported import Signature, drop_unread
+from rlcore.export.formats import Artefact
 from rlcore.run import Run
 from rlcore.tree import leaves
 from rlcore.types import Spec

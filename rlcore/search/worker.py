@@ -14,14 +14,15 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from rlcore import api, runs, search_storage, search_study
+from rlcore import api, runs
 from rlcore import config as configs
 from rlcore.command import import_plugins
 from rlcore.errors import UserError
 from rlcore.guards import interruptible
 from rlcore.progress import Progress
-from rlcore.search_objective import PRUNED, step_of, total, watched
-from rlcore.search_study import Search, trial_folder
+from rlcore.search import definition, storage
+from rlcore.search.definition import Search, trial_folder
+from rlcore.search.objective import PRUNED, step_of, total, watched
 
 
 def main() -> None:
@@ -49,12 +50,12 @@ def _watch() -> None:
 
 def work(root: Path, wanted: int) -> None:
     """Train trials until ``wanted`` are taken."""
-    definition = search_study.read(root)
-    import_plugins(definition.plugins)
-    search = Search(definition)
-    study = search_storage.open_study(root, search)
+    defined = definition.read(root)
+    import_plugins(defined.plugins)
+    search = Search(defined)
+    study = storage.open_study(root, search)
     while True:
-        with search_storage.claimed(study, search, root, wanted) as taken:
+        with storage.claimed(study, search, root, wanted) as taken:
             if taken is None:
                 return
             _finish(study, search, root, *taken)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rlcore import search_plots, search_report, search_storage
 from rlcore.errors import UserError, note
-from rlcore.search_study import Search
+from rlcore.search import plots, report, storage
+from rlcore.search.definition import Search
 from rlcore.study import Job, Row, probe, span
 
-_WORK = "from rlcore.search_worker import main; main()"
+_WORK = "from rlcore.search.worker import main; main()"
 _POLL = 0.2  # seconds between looks at the storage
 _ALIKE = 5  # trials in a row that fail alike end the search
 
@@ -43,8 +43,8 @@ class Crew:
     def __init__(self, root: Path, search: Search, jobs: int, quiet: bool) -> None:
         self.root, self.search, self.jobs, self.quiet = root, search, jobs, quiet
         self.say = (lambda text: None) if quiet else note
-        self.study = search_storage.open_study(root, search)
-        self.wanted = search_storage.plan(self.study, search)
+        self.study = storage.open_study(root, search)
+        self.wanted = storage.plan(self.study, search)
         self.ended = {row["trial"] for row in self._rows() if _over(row)}
         self.workers: list[_Worker] = []
         self.deaths = 0  # of workers, since a trial last ended
@@ -61,11 +61,11 @@ class Crew:
                 self._look()  # after: what a worker told before it ended is seen
         finally:
             self._stop()
-            search_report.write(self.study, self.search, self.root)
+            report.write(self.study, self.search, self.root)
         return self._result()
 
     def _rows(self) -> list[dict[str, Any]]:
-        return search_report.rows(self.study, self.search, self.root)
+        return report.rows(self.study, self.search, self.root)
 
     def _begin(self) -> None:
         """Say where the search lies and about how long it will take, from a probe of the recipe."""
@@ -106,15 +106,15 @@ class Crew:
             self.ended.add(row["trial"])
             self.recent = [*self.recent, row["problem"]][-_ALIKE:]
             self.say(self._line(row, found))
-        search_report.write(self.study, self.search, self.root)
+        report.write(self.study, self.search, self.root)
         if len(self.recent) == _ALIKE and self.recent[0] and len(set(self.recent)) == 1:
             raise UserError(f"{_ALIKE} trials in a row failed: {self.recent[0]}")
 
     def _line(self, row: dict[str, Any], found: list[dict[str, Any]]) -> str:
         """Return how a trial ended, and how far the search is."""
-        how = search_report.worth(row) if row["state"] == "finished" else row["state"]
+        how = report.worth(row) if row["state"] == "finished" else row["state"]
         why = f" ({row['problem']})" if row["problem"] else ""
-        best = search_report.ranked(found, self.search)[:1]
+        best = report.ranked(found, self.search)[:1]
         so_far = f"; best: trial {best[0]['trial']}, {best[0]['value']:.6g}" if best else ""
         took = [other["seconds"] for other in found if other["seconds"]]
         left = self.wanted - len(self.ended)
@@ -155,11 +155,11 @@ class Crew:
 
     def _result(self) -> dict[str, Any]:
         found = self._rows()
-        best = search_report.ranked(found, self.search)
+        best = report.ranked(found, self.search)
         if not best:
             raise UserError(f"search {self.root}: no trial finished; see {self.root / 'trials.csv'}")
         try:
-            search_plots.draw(self.study, self.search, found, self.root)
+            plots.draw(self.study, self.search, found, self.root)
         except UserError as error:
             self.say(f"figures are left out: {error}")
         names = ("metric", "seeds", "sampler")

@@ -1,7 +1,7 @@
 """A run's agent as a file that other programs run: onnx, pt2, torchscript, or its weights as safetensors.
 
-1. play, or draw, 1,000 real observations            `rlcore.export_check`
-2. write the greedy act                              `rlcore.exported`, `rlcore.export_formats`
+1. play, or draw, 1,000 real observations            `rlcore.export.check`
+2. write the greedy act                              `rlcore.export.exported`, `rlcore.export.formats`
 3. load the file anew and compare it with the agent: the difference is at most 1e-5, or there is no file
 4. put it in its place, with a JSON file of names, shapes, spaces and settings, and the tokenizer of texts, beside it
 """
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from rlcore import config as configs
-from rlcore import quantize, runs
+from rlcore import runs
 from rlcore.agent import Agent, load_weights
 from rlcore.errors import UserError
-from rlcore.export_check import TOLERANCE, Rows, answers, compare, observations
-from rlcore.export_formats import SUFFIXES, Artefact, open_artefact, require, write
-from rlcore.export_metadata import describe
-from rlcore.exported import Greedy
+from rlcore.export import quantize
+from rlcore.export.check import TOLERANCE, Rows, answers, compare, observations
+from rlcore.export.exported import Greedy
+from rlcore.export.formats import SUFFIXES, Artefact, open_artefact, require, write
+from rlcore.export.metadata import describe
 from rlcore.run import Run, blank, load
 
 OBSERVATIONS = 1000

@@ -1,9 +1,9 @@
 """A search on disk: Optuna's storage, samplers and pruner, and who works on which trial. All of it survives SIGKILL.
 
-A search's folder holds study.yaml (`rlcore.search_study`), journal.log (Optuna's storage, a line an operation) and for
-each trial a folder with a run for each seed. Nobody keeps a heartbeat: whoever works on a trial holds the lock of its
-folder, which the system takes from a process that dies, and whoever finds an unfinished trial with a free lock goes on
-with it. Draws depend on the search's seed and the trial's number alone (and, for samplers that learn, on the trials
+A search's folder holds study.yaml (`rlcore.search.definition`), journal.log (Optuna's storage, a line an operation) and
+for each trial a folder with a run for each seed. Nobody keeps a heartbeat: whoever works on a trial holds the lock of
+its folder, which the system takes from a process that dies, and whoever finds an unfinished trial with a free lock goes
+on with it. Draws depend on the search's seed and the trial's number alone (and, for samplers that learn, on the trials
 finished by then), so a search that was stopped draws what it would have drawn.
 """
 
@@ -24,10 +24,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from rlcore import runs, search_space
+from rlcore import runs
 from rlcore.errors import UserError
-from rlcore.search_objective import hopeless
-from rlcore.search_study import Definition, Search, trial_folder
+from rlcore.search import spaces
+from rlcore.search.definition import Definition, Search, trial_folder
+from rlcore.search.objective import hopeless
 
 try:
     import fcntl
@@ -88,17 +89,12 @@ def open_study(root: Path, search: Search) -> Study:
 def plan(study: Study, search: Search) -> int:
     """Queue the trials that are known beforehand; return how many trials there will be.
 
-    The first is the recipe itself, if it is a point of the space, so that it is compared like all others. A grid's
-    points follow. Killed meanwhile, the next call queues the rest.
+    Killed meanwhile, the next call queues the rest.
     """
-    points = [search.space.own()] if search.space.is_held() else []
-    if search.definition.sampler == "grid":
-        points += [point for point in search.space.grid() if point not in points]
-    wanted = (
-        search.definition.trials if search.definition.sampler != "grid" else min(search.definition.trials, len(points))
-    )
+    points, trials = search.points(), search.definition.trials
+    wanted = min(trials, len(points)) if search.definition.sampler == "grid" else trials
     for point in points[len(study.get_trials(deepcopy=False)) : wanted]:
-        study.enqueue_trial({name: search_space.label(value) for name, value in point.items()})
+        study.enqueue_trial({name: spaces.label(value) for name, value in point.items()})
     return wanted
 
 
@@ -141,7 +137,7 @@ class Repeatable(BaseSampler):
 
 
 class MedianOfAverages(BasePruner):
-    """The median rule, see `rlcore.search_objective`; never for the recipe itself, which all is compared with."""
+    """The median rule, see `rlcore.search.objective`; never for the recipe itself, which all is compared with."""
 
     def __init__(self, search: Search) -> None:
         self.search = search

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UserError
-from rlcore.exported import Greedy
+from rlcore.export.exported import Greedy
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt", "safetensors": ".safetensors"}
 NEEDS = ("onnx", "onnxscript", "onnxruntime")

@@ -1,9 +1,9 @@
 """Search for a recipe's settings: grid, random, tree-structured Parzen estimators, Gaussian processes, through Optuna.
 
-This process checks everything, starts the workers and watches; the workers (`rlcore.search_worker`) share the storage
-in the search's folder (`rlcore.search_study`) and need nobody to tell them what to do. Killed at any time, the search
-goes on with ``resume``: trials that ended stay as they are, those in training go on where their runs' last checkpoints
-were taken.
+This process checks everything, starts the workers and watches; the workers (`rlcore.search.worker`) share the storage
+in the search's folder (`rlcore.search.definition`) and need nobody to tell them what to do. Killed at any time, the
+search goes on with ``resume``: trials that ended stay as they are, those in training go on where their runs' last
+checkpoints were taken.
 
 Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization"; Akiba et al. (2019), "Optuna".
 """
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rlcore import config as configs
-from rlcore import runs, search_space, search_study
+from rlcore import runs
 from rlcore.command import import_plugins
 from rlcore.errors import UserError
-from rlcore.search_study import Definition, Search
+from rlcore.search import definition, spaces
+from rlcore.search.definition import Definition, Search
 
 
 def tune(
@@ -44,10 +45,10 @@ def tune(
 
     Args:
         recipe: bare name of a shipped recipe, a YAML file, a run's folder, or settings; default cartpole_dqn.
-        space: bare name of a shipped space, a YAML file, or dimensions by dotted setting (`rlcore.search_space`).
+        space: bare name of a shipped space, a YAML file, or dimensions by dotted setting (`rlcore.search.spaces`).
         trials: how many; the first is the recipe itself [50].
         sampler: grid, random, tpe or gp [tpe].
-        metric: frames_to, seconds_to, final or final/NAME, see `rlcore.search_objective` [final].
+        metric: frames_to, seconds_to, final or final/NAME, see `rlcore.search.objective` [final].
         direction: max or min [as the metric implies].
         seeds: A-B, of each trial's runs, from 100 up [1000-1002].
         seed: of the sampler's draws [0].
@@ -67,10 +68,10 @@ def tune(
     given |= {"seed": seed, "prune": prune, "plugins": list(plugins) or None}
     given = {name: value for name, value in given.items() if value is not None}
     root = Path(out or f"runs/tune-{time.strftime('%Y%m%d-%H%M%S')}")
-    definition = _resumed(root, recipe, space, given, overrides) if resume else _new(recipe, space, given, overrides)
-    import_plugins(definition.plugins)
-    search = Search(definition)
-    search.space.check()
+    defined = _resumed(root, recipe, space, given, overrides) if resume else _new(recipe, space, given, overrides)
+    import_plugins(defined.plugins)
+    search = Search(defined)
+    search.check()
     crew = _crew(jobs)
     if not resume and root.exists() and any(path.name != ".lock" for path in root.iterdir()):
         raise UserError(
@@ -78,46 +79,46 @@ def tune(
         )
     root.mkdir(parents=True, exist_ok=True)
     with runs.locked(root):
-        search_study.write(root, search)
+        definition.write(root, search)
         return crew.Crew(root, search, jobs, quiet).run()
 
 
 def _crew(jobs: int) -> Any:
     """Return the module of the workers, which needs Optuna."""
     try:
-        from rlcore import search_crew, search_storage
+        from rlcore.search import crew, storage
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         raise UserError("tune.py needs Optuna: pip install 'rlcore[tune]'") from None
-    if jobs > 1 and search_storage.fcntl is None:
+    if jobs > 1 and storage.fcntl is None:
         raise UserError(f"--jobs: got {jobs}, expected 1: this system has no locks that workers could share")
-    return search_crew
+    return crew
 
 
 def _new(recipe: Any, space: Any, given: dict[str, Any], overrides: Mapping[str, Any]) -> Definition:
     """Return the definition of a search from what was given."""
     if space is None:
-        known = ", ".join(sorted(path.stem for path in search_space.folder().glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in spaces.folder().glob("*.yaml")))
         raise UserError(f"--space: got none, expected a YAML file or a shipped space: {known}")
-    name, dimensions = search_space.read(space)
+    name, dimensions = spaces.read(space)
     raw = configs.override(configs.read(recipe or "cartpole_dqn"), overrides)
     for setting in dimensions:
         if setting in configs.flatten(overrides):
             raise UserError(f"--{setting}: is searched by space {name}; expected no value of its own")
     called = raw.get("recipe") or "given"
-    return search_study.defined(recipe=called, settings=raw, space_name=name, space=dimensions, **given)
+    return definition.defined(recipe=called, settings=raw, space_name=name, space=dimensions, **given)
 
 
 def _resumed(root: Path, recipe: Any, space: Any, given: dict[str, Any], overrides: Mapping[str, Any]) -> Definition:
     """Return the definition of the search in the folder, with more trials if wished; nothing else may differ."""
-    old = search_study.read(root)
+    old = definition.read(root)
     values = old.model_dump()
     if recipe is not None or overrides:
         values["settings"] = configs.override(configs.read(recipe or old.settings), overrides)
     if space is not None:
-        values["space"] = search_space.read(space)[1]
-    new = search_study.defined(**{**values, **given})
+        values["space"] = spaces.read(space)[1]
+    new = definition.defined(**{**values, **given})
     for name, before in old.model_dump().items():
         now = getattr(new, name)
         if name != "trials" and now != before:

@@ -15,8 +15,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from rlcore import config as configs
-from rlcore import runs, search_space
-from rlcore.search_study import Search, trial_folder
+from rlcore import runs
+from rlcore.search import spaces
+from rlcore.search.definition import Search, trial_folder
 
 _STATES = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed"}
 _SHOWN = 10  # trials in the table
@@ -47,7 +48,7 @@ def _row(trial: FrozenTrial, search: Search, root: Path) -> dict[str, Any]:
 def _choice(search: Search, name: str, value: Any) -> Any:
     """Return the value of a setting that the storage keeps as its label."""
     choices = search.space.dimensions[name].choices or []
-    return next((choice for choice in choices if search_space.label(choice) == value), value)
+    return next((choice for choice in choices if spaces.label(choice) == value), value)
 
 
 def ranked(found: Sequence[dict[str, Any]], search: Search) -> list[dict[str, Any]]:

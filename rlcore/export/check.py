@@ -20,8 +20,8 @@ from rlcore import build
 from rlcore.actor import is_empty
 from rlcore.agent import Agent
 from rlcore.errors import UserError
-from rlcore.export_formats import Artefact
-from rlcore.exported import Signature, arranged, greedy_act, scores_of
+from rlcore.export.exported import Signature, arranged, greedy_act, scores_of
+from rlcore.export.formats import Artefact
 from rlcore.run import Run
 from rlcore.tree import leaves, tmap
 from rlcore.types import Act, Batch, Loss, Spec

@@ -11,8 +11,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 
 from rlcore.plots import COLOURS, house_style, save
-from rlcore.search_report import described
-from rlcore.search_study import Search
+from rlcore.search.definition import Search
+from rlcore.search.report import described
 
 _WIDTH = 7.2  # inches: a page's
 _FEWEST = 4  # finished trials that importance is computed of

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlcore import __version__
-from rlcore.exported import Greedy, Signature
+from rlcore.export.exported import Greedy, Signature
 from rlcore.run import Run
 from rlcore.spaces import Tokens
 
