@@ -282,7 +282,8 @@ def over_runs(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[
     statistics = summary(means) | {"ci_low": low, "ci_high": high}
     single = [{"run": str(path), **result} for path, result in zip(paths, results, strict=True)]
     result = {"episodes": first["episodes"], "seed": first["seed"], **statistics}
-    shared = set(first).intersection(*results) - {*result, "returns"}
+    known = [{k for k, value in one.items() if value is not None} for one in results]  # None: was not finite
+    shared = set.intersection(*known) - {*result, "returns"}
     metrics = {k: sum(r[k] for r in results) / len(results) for k in first if k in shared}
     return {**result, **metrics, "returns": means, "runs": single}
 

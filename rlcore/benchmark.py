@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlcore import benchmark_together, build, study, workers
+from rlcore import benchmark_together, build, plain_json, study, workers
 from rlcore import config as configs
 from rlcore import results as report
 from rlcore.callbacks import Log
@@ -126,7 +125,7 @@ def results(name: str, options: argparse.Namespace) -> None:
     drawn = [f"img/{path.name}" for path in report.figures(wanted, rows, document.parent / "img")]
     text = report.section(wanted, rows, f"{name}{f' --seeds {options.seeds}' if options.seeds else ''}", drawn)
     report.insert(document, wanted.name, text)
-    print(json.dumps({"set": wanted.name, "rows": rows, "figures": drawn}) if options.json else text)
+    print(plain_json.dumps({"set": wanted.name, "rows": rows, "figures": drawn}) if options.json else text)
     note(f"written to {document}")
     if failed:
         job, error = next(iter(failed.items()))

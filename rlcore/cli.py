@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from rlcore import config as configs
-from rlcore import helptext, readable, runs
+from rlcore import helptext, plain_json, readable, runs
 from rlcore.command import Parser, guarded, import_plugins, natural, number, positive, settings_of, unknown
 from rlcore.errors import UserError, note
 
@@ -112,7 +111,7 @@ def evaluate(argv: list[str]) -> None:
         chosen = (options.episodes, options.seed, options.checkpoint, options.mistakes, options.beam)
         result = api.evaluate(folders, *chosen)
     if options.json:
-        return print(json.dumps(result))
+        return print(plain_json.dumps(result))
     mistakes = result.pop("mistakes", "")
     print("\n\n".join(filter(None, (readable.report(" ".join(options.runs), result), mistakes))))
 
@@ -146,7 +145,9 @@ def predict(argv: list[str]) -> None:
     for remark in remarks:
         note(remark)
     print(
-        json.dumps(predictions, ensure_ascii=False) if options.json else "\n".join(map(readable.readable, predictions))
+        plain_json.dumps(predictions, ensure_ascii=False)
+        if options.json
+        else "\n".join(map(readable.readable, predictions))
     )
 
 
@@ -182,6 +183,6 @@ def generate(argv: list[str]) -> None:
     texts = generated(folder, prompts, which=options.checkpoint, **{name: getattr(options, name) for name in given})
     if options.json:
         rows = [{"prompt": prompt, "completions": some} for prompt, some in zip(prompts, texts, strict=True)]
-        return print(json.dumps(rows, ensure_ascii=False))
+        return print(plain_json.dumps(rows, ensure_ascii=False))
     several = [text for some in texts for text in some]
     print(("\n---\n" if any("\n" in text for text in several) else "\n").join(several))

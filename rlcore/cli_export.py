@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from rlcore import runs
+from rlcore import plain_json, runs
 from rlcore.command import Parser, guarded, import_plugins, number, positive
 from rlcore.errors import note
 
@@ -36,7 +35,7 @@ def export(argv: list[str]) -> None:
     given = (options.format, options.out, options.checkpoint, options.quantize, options.prune, options.opset)
     path, about = exported(folder, *given, options.episodes)
     if options.json:
-        return print(json.dumps({"path": str(path), **about}))
+        return print(plain_json.dumps({"path": str(path), **about}))
     checked, rows = about["checked"], about.get("before_and_after", [])
     same = checked["equal_actions"]
     actions = "" if same is None else f", equal actions: {100 * same:.4g} %"

@@ -5,12 +5,11 @@ Each subcommand is a function that adds its options and one that acts on them; `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlcore import plain_yaml
+from rlcore import plain_json, plain_yaml
 from rlcore import runs as folders
 from rlcore.command import Parser, guarded, import_plugins, positive
 
@@ -76,7 +75,7 @@ def _show(options: Any) -> None:
     if options.form == "csv":
         settings = [{"name": name, "value": value} for name, value in folders.configs.flatten(about).items()]
         return print(listing.written(settings, ("name", "value"), "csv"))
-    print(json.dumps(about) if options.form else plain_yaml.dump(about).rstrip())
+    print(plain_json.dumps(about) if options.form else plain_yaml.dump(about).rstrip())
 
 
 # Comparing
@@ -121,7 +120,7 @@ def _best(options: Any) -> None:
     row = ranking.best(listing.listing(options.folder, options.where), options.metric, options.mode)
     if options.form == "csv":
         return print(listing.written([row], tuple(row), "csv"))
-    print(json.dumps(row) if options.form else row["run"])
+    print(plain_json.dumps(row) if options.form else row["run"])
 
 
 # Pictures and pages
@@ -155,7 +154,7 @@ def _plot(options: Any) -> None:
 
     runs = folders.resolve_all(options.runs)
     drawn = plots.plot(runs, options.out, options.x, options.group_by, options.metric)
-    print(json.dumps(drawn) if options.json else "\n".join(drawn["files"]))
+    print(plain_json.dumps(drawn) if options.json else "\n".join(drawn["files"]))
 
 
 def _report(options: Any) -> None:

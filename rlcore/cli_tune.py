@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rlcore import config as configs
+from rlcore import plain_json
 from rlcore.command import Parser, guarded, import_plugins, positive, settings_of, unknown
 from rlcore.errors import UserError
 from rlcore.search import spaces
@@ -32,7 +32,7 @@ def tune(argv: list[str]) -> None:
     recipe = options.config[0] if options.config else None
     found = search(recipe, **given, prune=prune, plugins=options.plugin, seed=settings.pop("seed", None), **settings)
     if options.json:
-        return print(json.dumps(found))
+        return print(plain_json.dumps(found))
     if not options.quiet:
         print(Path(found["folder"], "table.txt").read_text(encoding="utf-8").rstrip())
         print(f"best recipe: {Path(found['folder'], 'best.yaml')}; all trials: {Path(found['folder'], 'trials.csv')}")

@@ -14,7 +14,6 @@ mean returns: it speaks of training again. Imports no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rlcore import config as configs
-from rlcore import listing, runs
+from rlcore import listing, plain_json, runs
 from rlcore.ranking import numbers
 from rlcore.statistics import iqm, mean_interval, stratified_bootstrap_ci
 
@@ -122,7 +121,9 @@ def _of_means(
 
 def _evaluation(run: Path) -> dict[str, Any]:
     result = runs.read_json(run / "result.json").get("evaluation")
-    return result if isinstance(result, dict) and {"mean", "returns", "seed"} <= result.keys() else {}
+    if not isinstance(result, dict) or not {"mean", "returns", "seed"} <= result.keys():
+        return {}
+    return {} if None in (result["mean"], *result["returns"]) else result  # None: was not finite
 
 
 def _same_env(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -152,7 +153,7 @@ def _welch(x: Sequence[float], y: Sequence[float]) -> tuple[float | None, float 
 def shown(found: Mapping[str, Any], form: str) -> str:
     """Return what `difference` returns as "json", "csv" or a "table"."""
     if form == "json":
-        return json.dumps(found)
+        return plain_json.dumps(found)
     parts = ("settings", "origin", "result")
     rows = [{"part": p, "name": name, "a": a, "b": b} for p in parts for name, (a, b) in found[p].items()]
     rows += [{"part": "difference", "name": name, "b": value} for name, value in found["difference"].items()]

@@ -11,6 +11,7 @@ account for (Bengio and Grandvalet 2004): take it as a lower bound of the uncert
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,7 +111,8 @@ def summarized(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the metrics that all K results have: ``folds`` (K numbers), ``mean``, ``ci_low`` and ``ci_high``."""
     metrics = {}
     for name in results[0]:
-        values: list[Any] = [result.get(name) for result in results]
+        values: list[Any] = [result.get(name, "") for result in results]
+        values = [math.nan if value is None else value for value in values]  # was not finite
         if name not in _UNREPORTED and all(isinstance(value, (int, float)) for value in values):
             mean, low, high = mean_interval(values)
             metrics[name] = {"folds": values, "mean": mean, "ci_low": low, "ci_high": high}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore import config as configs
-from rlcore import plain_yaml, runs
+from rlcore import plain_json, plain_yaml, runs
 from rlcore.errors import UserError, nearest
 
 COLUMNS = ("run", "recipe", "changed", "seed", "status", "frames", *runs.SCORES, "problem")
@@ -106,7 +105,7 @@ def scored(value: Any, low: Any, high: Any) -> str:
 def written(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], form: str) -> str:
     """Return rows as "json", with all they hold, or columns of them as "csv", where a mapping or a list is JSON."""
     if form == "json":
-        return json.dumps(rows)
+        return plain_json.dumps(rows)
     text = io.StringIO()
     lines = ([_cell(row.get(name)) for name in columns] for row in rows)
     csv.writer(text, lineterminator="\n").writerows([columns, *lines])
@@ -114,7 +113,7 @@ def written(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], form: str
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (Mapping, list)) else value
+    return plain_json.dumps(value) if isinstance(value, (Mapping, list)) else value
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[Any]], bad: Sequence[bool] = ()) -> str:

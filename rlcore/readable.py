@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def report(name: str, result: dict[str, Any]) -> str:
         f"  iqm  {result['iqm']:.6g}   95 % interval [{result['ci_low']:.6g}, {result['ci_high']:.6g}]",
     ]
     usual = {"episodes", "seed", "mean", "std", "iqm", "ci_low", "ci_high", "min", "max", "returns", "runs"}
-    own = [f"{key} {value:.6g}" for key, value in result.items() if key not in usual]
+    own = [f"{key} {math.nan if value is None else value:.6g}" for key, value in result.items() if key not in usual]
     return "\n".join([*rows, *(["  " + "   ".join(own)] if own else [])])
 
 

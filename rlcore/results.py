@@ -80,6 +80,8 @@ def _seed(job: Job) -> dict[str, Any]:
         result = runs.read_json(job.path / "result.json")
         evaluation = result["evaluation"]
         numbers = {name for name, value in evaluation.items() if isinstance(value, float)}
+        if evaluation.get(job.row.metric, 0) is None:
+            raise UserError(f"row '{job.row.name}': metric '{job.row.metric}' of {job.path} is not finite")
         if job.row.metric not in numbers:
             known = nearest(job.row.metric, numbers)
             raise UserError(f"row '{job.row.name}': metric '{job.row.metric}' is not in the evaluation{known}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
-import json
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore import config as configs
+from rlcore import plain_json
 from rlcore.config import Config
 from rlcore.errors import UserError
 
@@ -162,14 +162,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write a JSON file as `write_text` does, with null for what is not finite."""
+    write_text(path, plain_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON mapping; an empty one where the file is absent or broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = plain_json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

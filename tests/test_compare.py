@@ -18,7 +18,7 @@ import pytest
 from conftest import SCRIPTS, Command
 from scipy import stats
 
-from rlcore import compare, listing, ranking, runs
+from rlcore import api, compare, listing, ranking, readable, runs
 from rlcore import config as configs
 from rlcore.errors import UserError
 from rlcore.statistics import iqm, stratified_bootstrap_ci, summary
@@ -172,6 +172,54 @@ def test_list_never_fails_on_settings_that_are_odd(tmp_path: Path, command: Comm
     (tmp_path / "runs/odd").mkdir(parents=True)
     (tmp_path / "runs/odd/config.yaml").write_text(text)
     assert command("runs", "list").code == command("runs", "list", "--csv").code == 0
+
+
+# What is not finite
+
+
+def strictly(text: str) -> Any:
+    """Return the value of a JSON text as a reader does that keeps to the standard."""
+
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+def test_what_is_not_finite_is_null_for_every_reader(tmp_path: Path, command: Command) -> None:
+    for seed, r2 in enumerate((0.5, float("nan"), float("-inf"))):
+        result = runs.read_json(make(tmp_path / f"runs/{seed}", [1.0, 2.0], seed=seed) / "result.json")
+        result["evaluation"]["r2"] = r2
+        (tmp_path / f"runs/{seed}/result.json").write_text(json.dumps(result))  # as others write it
+        if seed == 2:
+            runs.write_json(tmp_path / "runs/2/result.json", result)
+            assert strictly((tmp_path / "runs/2/result.json").read_text())["evaluation"]["r2"] is None
+    assert strictly(command("runs", "show", "runs/1", "--json").out)["result"]["evaluation"]["r2"] is None
+    assert len(strictly(command("runs", "list", "--json").out)) == 3
+    assert strictly(command("runs", "diff", "runs/0", "runs/1", "--json").out)["result"]["r2"] == [0.5, None]
+    (row,) = strictly(command("runs", "rank", "runs/*", "--metric", "r2", "--json").out)
+    assert (row["values"], list(row["uncounted"].values())) == ([0.5], ["without the number"] * 2)
+    for mode in ("max", "min"):
+        best = strictly(command("runs", "best", "--metric", "r2", "--mode", mode, "--json").out)
+        assert (best["run"], best["value"]) == ("runs/0", 0.5)
+    told = command("runs", "best", "--where", "seed=1", "--metric", "r2").err
+    assert told.startswith("error: --metric r2: no finished run has such a number")
+
+
+def test_evaluations_with_such_a_number_are_printed_and_averaged(tmp_path: Path) -> None:
+    rest = {"episodes": 2, "seed": 0, **summary([1.0, 3.0])}
+    results = [{**rest, "r2": 0.5, "loss": 1.0}, {**rest, "r2": None, "loss": 2.0}]
+    assert readable.report("run", results[1]).endswith("  r2 nan   loss 2")
+    over = api.over_runs([tmp_path, tmp_path], results)
+    assert over["loss"] == 1.5 and "r2" not in over
+
+
+def test_returns_that_are_not_finite_have_no_difference(tmp_path: Path) -> None:
+    one, other = (make(tmp_path / name, [1.0, 2.0]) for name in ("one", "other"))
+    result = runs.read_json(other / "result.json")
+    result["evaluation"]["returns"][1] = float("nan")
+    runs.write_json(other / "result.json", result)
+    assert compare.difference(one, other)["difference"]["over"] == "nothing: no final evaluation"
 
 
 # One run

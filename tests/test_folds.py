@@ -125,6 +125,13 @@ def test_the_interval_is_students() -> None:
     assert np.isnan(mean_interval([1.0, float("nan")])).all()
 
 
+def test_a_metric_that_is_not_finite_in_one_fold_has_no_mean() -> None:
+    found = folds.summarized([{"mean": 1.0, "r2": 0.5}, {"mean": 2.0, "r2": None}])
+    assert found["mean"]["mean"] == 1.5
+    assert found["r2"]["folds"][0] == 0.5 and np.isnan(found["r2"]["mean"])
+    assert " nan " in folds.table({"folds": 2, "runs": ["set/fold-0"], "metrics": found})
+
+
 def test_a_set_of_folds_is_ordinary_runs_with_their_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = folds.train(RECIPE, 3, out=tmp_path / "set", **{"budget.frames": 320, "checkpoint.every": 0})
     assert found == json.loads((tmp_path / "set" / "folds.json").read_text())

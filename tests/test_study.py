@@ -218,6 +218,11 @@ def test_another_metric_is_the_score_and_a_missing_one_is_named(tmp_path: Path) 
     wanted = _set(a={"metric": "sucess_rate"})
     with pytest.raises(UserError, match=r"row 'a': metric 'sucess_rate' .*did you mean 'success_rate'"):
         results.summarise(wanted, study.jobs(wanted, tmp_path))
+    wanted = _set(a={"metric": "success_rate"})
+    every = study.jobs(wanted, tmp_path / "other")
+    _finish(every[0], -10.0, success_rate=float("nan"))
+    with pytest.raises(UserError, match=r"row 'a': metric 'success_rate' of .* is not finite"):
+        results.summarise(wanted, every)
 
 
 def test_sections_live_between_their_markers(tmp_path: Path) -> None:

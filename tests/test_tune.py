@@ -139,8 +139,9 @@ def test_what_one_run_is_worth() -> None:
     assert Objective("final/mean", True).of_run(spent, 500) == 7.0
     with pytest.raises(UserError, match="'mena' is not evaluated; did you mean 'mean'"):
         Objective("final/mena", True).of_run(spent, 500)
-    with pytest.raises(UserError, match="the final evaluation is nan; expected a finite number"):
-        Objective("final/loss", False).of_run(spent, 500)
+    for value in (math.nan, None):  # of a result that was read, it is None
+        with pytest.raises(UserError, match="--metric final/loss: is not finite in the final evaluation"):
+            Objective("final/loss", False).of_run({"evaluation": {"loss": value}}, 500)
 
 
 def test_directions_follow_the_metric() -> None:

@@ -55,8 +55,8 @@ class Objective:
         value = evaluation.get(name)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             known = {k for k, v in evaluation.items() if isinstance(v, (int, float))}
-            if name in known:
-                raise UserError(f"--metric {self.name}: the final evaluation is {value}; expected a finite number")
+            if name in evaluation and (value is None or isinstance(value, float)):
+                raise UserError(f"--metric {self.name}: is not finite in the final evaluation; expected a number")
             raise UserError(f"--metric: '{name}' is not evaluated{nearest(name, known)}")
         return float(value)
 
