@@ -21,9 +21,9 @@ import rlcore
 from rlcore import build
 from rlcore import config as configs
 from rlcore.errors import UserError
-from rlcore.export import Candidate, export, load_export, quantize
-from rlcore.export.check import Difference, answers, compare, observations
-from rlcore.export.exported import Greedy
+from rlcore.export import Candidate, export, formats, load_export, quantize
+from rlcore.export.check import ArtefactAgent, Difference, answers, compare, observations
+from rlcore.export.exported import Greedy, Signature
 from rlcore.export.formats import NEEDS, SUFFIXES
 from rlcore.export.metadata import space_json
 from rlcore.normalize import Normalizer
@@ -161,6 +161,37 @@ def _worst(greedy: Greedy, outputs: list[Tensor]) -> list[Tensor]:
     return [outputs[1].argmin(-1), *outputs[1:]]
 
 
+def _crossed(self: Greedy, *inputs: Tensor) -> Any:
+    """Take a memory for the other."""
+    return FORWARD(self, *inputs[:-2], inputs[-1], inputs[-2])
+
+
+FORWARD = Greedy.forward
+
+
+def test_memories_taken_for_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, inputs = made("ppo-memory", tmp_path)
+    monkeypatch.setattr(Greedy, "forward", _crossed)
+    with pytest.raises(UserError, match=r"differs from the agent by .* nothing was written"):
+        Candidate(run, run.agent, "pt2", tmp_path / "model.pt2", inputs)
+
+
+@ONNX
+def test_inputs_called_by_each_others_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, inputs = made("ppo-memory", tmp_path)
+    crossed = property(lambda names: [*names.obs, *names.mask, *names.state[::-1]])
+    written = formats.write
+
+    def write(*args: Any) -> None:
+        with monkeypatch.context() as planted:
+            planted.setattr(Signature, "inputs", crossed)
+            written(*args)
+
+    monkeypatch.setattr("rlcore.export.write", write)
+    with pytest.raises(UserError, match=r"differs from the agent by .* nothing was written"):
+        Candidate(run, run.agent, "onnx", tmp_path / "model.onnx", inputs)
+
+
 @pytest.mark.parametrize(
     ("name", "change"), [("dqn", _shifted), ("dqn", _worst), ("ppo-memory", _swapped), ("r2d2", _shifted)]
 )
@@ -201,6 +232,23 @@ def test_discrete_actions_count_from_the_start_of_their_space(tmp_path: Path) ->
     found = Candidate(run, run.agent, "pt2", tmp_path / "model.pt2", inputs)
     actions = torch.cat([found.artefact(rows)[0] for rows in inputs])
     assert set(actions.tolist()) <= {5, 6}
+
+
+def test_a_file_that_plays_counts_its_actions_from_zero(tmp_path: Path) -> None:
+    run, _ = made("dqn", tmp_path)
+    spec = run.spec._replace(action_start=np.array([5, 1]))  # as of a MultiDiscrete
+    names = Greedy(run.agent, run.spec).signature
+    player = ArtefactAgent(run.config.agent, spec, names, [], lambda given: [torch.tensor([[5, 3], [6, 1]])])
+    assert player.act(torch.zeros(2, 4), (), {}, {}).action.tolist() == [[0, 2], [1, 0]]
+
+
+def test_a_split_that_is_too_small_is_filled_up_from_the_next(tmp_path: Path) -> None:
+    run, _ = made("grpo", tmp_path)  # whose prompts come in groups in training
+    sizes = [build.env(run.config.env, split=split).task.size for split in ("test", "validation", "train")]
+    found = observations(run, sum(sizes[:2]) + 3)
+    assert sum(len(rows[0]) for rows in found) == sum(sizes[:2]) + 3
+    last = build.env(run.config.env, split="train").task.draw(torch.arange(3)).obs
+    assert torch.equal(found[-1][0], last)
 
 
 def test_masked_actions_are_not_chosen(tmp_path: Path) -> None:
@@ -293,11 +341,20 @@ def test_the_command(finished: Path, tmp_path: Path, command: Command) -> None:
         (("--quantize", "int4"), "--quantize: got 'int4', expected int8 or bf16"),
         (("--prune", "1"), "--prune: got 1, expected a fraction"),
         (("--format", "pt2", "--opset", "18"), "--opset: got 18, expected none beside --format pt2"),
+        (("--format", "pt2", "--out", "."), "--out .: got a folder, expected a file"),
+        (("--format", "pt2", "--out", "/dev/null/model.pt2"), "--out: cannot write to '/dev/null'"),
     ],
 )
 def test_bad_options(argv: tuple[str, ...], said: str, finished: Path, command: Command) -> None:
     called = command("export", finished, *argv)
     assert called.code != 0 and said in called.err and not (finished / "export").exists()
+
+
+@ONNX
+def test_an_opset_that_cannot_be_had_is_not_replaced_by_another(finished: Path, command: Command) -> None:
+    called = command("export", finished, "--opset", "99", "--out", "model.onnx")
+    assert called.code != 0 and "--opset: got 99" in called.err and called.err.count("\n") == 1
+    assert not Path("model.onnx").exists()
 
 
 def test_without_the_extra_it_names_it(finished: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from rlcore.agent import Agent, load_weights
 from rlcore.errors import UserError
 from rlcore.export import quantize
 from rlcore.export.check import TOLERANCE, Rows, answers, compare, observations
-from rlcore.export.exported import Greedy
+from rlcore.export.exported import Greedy, Signature
 from rlcore.export.formats import SUFFIXES, Artefact, open_artefact, require, write
 from rlcore.export.metadata import describe
 from rlcore.run import Run, blank, load
@@ -87,7 +87,7 @@ class Candidate:
 
     def _compare(self, agent: Agent, format: str) -> None:
         names = self.greedy.signature
-        self.artefact: Artefact = _opened(self.path, format)
+        self.artefact: Artefact = _opened(self.path, format, names)
         expected = answers(agent, self.run.spec, names, self.inputs)
         self.difference = compare(names, self.run.spec, self.inputs, expected, self.artefact)
 
@@ -140,7 +140,7 @@ def export(
     variant = "-".join(filter(None, (f"pruned{100 * prune:g}" if prune else "", quantized or "")))
     suffix = SUFFIXES[format]
     path = Path(out) if out else source.path / "export" / f"{'-'.join(filter(None, ('model', variant)))}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _writable(path)
     inputs = observations(source, OBSERVATIONS)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         plain = Candidate(source, source.agent, format, Path(folder) / f"plain{suffix}", inputs, opset)
@@ -170,6 +170,19 @@ def _require(format: str, opset: int | None, quantized: str | None, prune: float
         raise UserError(f"--prune: got {prune:g}, expected a fraction from 0 to below 1")
 
 
+def _writable(path: Path) -> None:
+    """Make sure, before anything is computed, that a file can be put there."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: got a folder, expected a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"--out: cannot write to '{path.parent}': {error.strerror}; expected a writable folder"
+        ) from None
+
+
 def _describe(run: Run, path: Path, metadata: dict[str, Any]) -> None:
     """Write the files beside one: metadata, with what the environment fitted to its data, and a tokenizer."""
     fitted = runs.read_json(run.path / "fitted.json")
@@ -179,10 +192,10 @@ def _describe(run: Run, path: Path, metadata: dict[str, Any]) -> None:
     _beside(path, ".json").write_text(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
 
 
-def _opened(path: Path, format: str) -> Artefact:
+def _opened(path: Path, format: str, names: Signature) -> Artefact:
     """Load a file anew, as a function of tensors."""
     if format != "safetensors":
-        return open_artefact(path, format)
+        return open_artefact(path, format, names)
     run = load_export(path)
     greedy = Greedy(run.agent, run.spec)
 
@@ -204,7 +217,7 @@ def save_weights(run: Run, agent: Agent, path: Path, dtype: torch.dtype) -> None
         name: x.to(dtype if name in parameters else x.dtype).clone(memory_format=torch.contiguous_format)
         for name, x in agent.state_dict().items()
     }
-    safetensors.torch.save_file(tensors, path)
+    path.write_bytes(safetensors.torch.save(tensors))  # unlike save_file with the permissions of any other file
     _describe(run, path, {"config": run.config.model_dump(mode="json")})
 
 

@@ -45,14 +45,19 @@ class Difference(NamedTuple):
 @torch.no_grad()
 def observations(run: Run, wanted: int, splits: Sequence[Split] = ("test", "validation", "train")) -> list[Rows]:
     """Return the inputs of ``wanted`` real acts or a few more: played greedily, or of a task's splits in order."""
+    env = build.evaluation_env(run.config, "test", min(wanted, 8))
+    try:
+        if env.task is None:
+            return _played(run, env, wanted)
+    finally:
+        env.close()
     found: list[Rows] = []
     for split in splits:
-        env = build.evaluation_env(run.config, split, min(wanted, 8))
+        if (missing := wanted - sum(len(rows[0]) for rows in found)) <= 0:
+            break
+        env = build.env(run.config.env, run.config.device, split)  # as wide as in training: groups must fit in
         try:
-            if env.task is None:
-                return _played(run, env, wanted)
-            missing = min(wanted - sum(len(rows[0]) for rows in found), env.task.size)
-            for index in torch.arange(missing).split(WIDTH) if missing else ():
+            for index in torch.arange(min(missing, env.task.size)).split(WIDTH):
                 obs = env.task.draw(index).obs
                 found.append([*leaves(obs), *leaves(state_of(run.agent, len(index)))])
         finally:
@@ -166,10 +171,8 @@ class ArtefactAgent(Agent):
         """Run the file."""
         outputs = self.artefact([*leaves(obs), *([] if mask is None else [mask]), *leaves(state)])
         memory = outputs[len(outputs) - len(self.names.state) :]
-        return Act(
-            outputs[0] - torch.as_tensor(self.spec.action_start) if self.spec.action_start else outputs[0],
-            tuple(memory),
-        )
+        start = torch.as_tensor(self.spec.action_start)
+        return Act(outputs[0] - start if start.any() else outputs[0], tuple(memory))
 
     def loss(self, batch: Batch) -> Loss:
         """Refuse."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UserError
-from rlcore.export.exported import Greedy
+from rlcore.export.exported import Greedy, Signature
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt", "safetensors": ".safetensors"}
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
@@ -67,7 +67,7 @@ def write(greedy: Greedy, format: str, path: Path, opset: int | None = None) -> 
     """Write a function as onnx, pt2 or torchscript.
 
     Raises:
-        UserError: the agent's act cannot be traced.
+        UserError: the agent's act cannot be traced, or not be written in that opset.
     """
     program = traced(greedy)  # for torchscript a test only: its own tracer takes sizes for constants and says nothing
     with quiet():
@@ -83,15 +83,17 @@ def write(greedy: Greedy, format: str, path: Path, opset: int | None = None) -> 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what torch says of its own parts: deprecations, packages it could use."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _write_onnx(program: torch.export.ExportedProgram, greedy: Greedy, path: Path, opset: int | None) -> None:
@@ -107,16 +109,18 @@ def _write_onnx(program: torch.export.ExportedProgram, greedy: Greedy, path: Pat
         verbose=False,
     )
     assert found is not None
+    if opset not in (None, got := found.model.graph.opset_imports[""]):  # torch says nothing where it cannot convert
+        raise UserError(f"--opset: got {opset}, which the agent cannot be written in; expected one such as {got}")
     for node in found.model.graph.all_nodes():
         node.metadata_props.clear()  # where in which file each operation was called: half of a small file
         node.doc_string = None
     found.save(str(path), external_data=False)
 
 
-def open_artefact(path: Path, format: str) -> Artefact:
-    """Load what was written, with nothing of what wrote it, for one thread."""
+def open_artefact(path: Path, format: str, names: Signature) -> Artefact:
+    """Load what was written, with nothing of what wrote it, for one thread; onnx is asked by the names it must have."""
     if format == "onnx":
-        return _open_onnx(path)
+        return _open_onnx(path, names)
     with quiet():
         module: Any = torch.export.load(path).module() if format == "pt2" else torch.jit.load(str(path))
 
@@ -127,17 +131,16 @@ def open_artefact(path: Path, format: str) -> Artefact:
     return call
 
 
-def _open_onnx(path: Path) -> Artefact:
+def _open_onnx(path: Path, names: Signature) -> Artefact:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
 
     def call(given: Sequence[Tensor]) -> list[Tensor]:
-        arrays = {name: x.numpy() for name, x in zip(names, given, strict=True)}
-        return [torch.from_numpy(x) for x in session.run(None, arrays)]
+        arrays = {name: x.numpy() for name, x in zip(names.inputs, given, strict=True)}
+        return [torch.from_numpy(x) for x in session.run(names.outputs, arrays)]
 
     return call
