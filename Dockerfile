@@ -12,9 +12,10 @@ COPY rlcore rlcore
 COPY agents agents
 COPY envs envs
 COPY scripts scripts
-# An index with CPU builds of torch makes a smaller image: docker build --build-arg TORCH_INDEX=URL
-ARG TORCH_INDEX=
-RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
+# PyPI's torch brings CUDA, several GB of it, so that torch comes from the index of builds for the CPU, and all else,
+# what torch needs too, from PyPI. Another index: docker build --build-arg TORCH_INDEX=URL
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch
 RUN pip install --no-cache-dir -c constraints.txt ".[plot,text,images,export]"
 
 RUN useradd --create-home --uid 1000 rlcore && mkdir -p /runs/runs && chown -R rlcore /runs

@@ -385,6 +385,15 @@ def test_the_dockerfile_copies_what_is_there_and_needed() -> None:
         assert re.search(rf"^{extra} = ", project, re.MULTILINE), extra
 
 
+def test_the_image_has_a_torch_without_cuda() -> None:
+    steps = _steps()
+    default = next(words[1] for words in steps if words[0] == "ARG").removeprefix("TORCH_INDEX=")
+    assert default == "https://download.pytorch.org/whl/cpu"
+    installs = [words for words in steps if words[:3] == ["RUN", "pip", "install"]]
+    assert installs[0][-4:] == ["--no-deps", "--index-url", '"$TORCH_INDEX"', "torch"]  # before what depends on it
+    assert all("constraints.txt" in words for words in installs)
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
 def test_the_containers_entry_runs_the_commands(name: str, tmp_path: Path) -> None:
     entry = json.loads(" ".join(next(words[1:] for words in _steps() if words[0] == "ENTRYPOINT")))
