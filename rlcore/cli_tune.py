@@ -21,8 +21,6 @@ def tune(argv: list[str]) -> None:
         raise unknown(rest[0], {*configs.Config.model_fields, *vars(options)} - {"config"})
     if len(options.config) > 1:
         raise UserError(f"expected one CONFIG, got {len(options.config)}: {' '.join(options.config)}")
-    if options.resume and not options.out:
-        raise UserError("--resume: expected --out DIR, the folder of the search")
     import_plugins(options.plugin)
     from rlcore.search.tune import tune as search
 

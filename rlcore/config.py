@@ -212,11 +212,7 @@ def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         if str(source) not in known:
             raise UserError(f"recipe '{source}' is neither a file nor a shipped recipe{nearest(str(source), known)}")
         path = recipes() / f"{source}.yaml"
-    try:
-        raw = plain_yaml.parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected a readable YAML file, got: {why}") from None
+    raw = plain_yaml.read(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
     return {"recipe": path.stem, **raw} if path.name != "config.yaml" else raw

@@ -67,7 +67,8 @@ def read(run: Path) -> Columns:
         UserError: a cell is no number, or the frames descend.
     """
     path = run / "progress.csv"
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.is_file() else ("", "", "")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    whole, _, _ = text.rpartition("\n")
     found: dict[str, list[tuple[float, float]]] = {}
     frames = -1.0
     for line, row in enumerate(csv.DictReader(io.StringIO(whole)), 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +23,20 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 _BLOCKS = {sign + end for sign in "|>" for end in ("", "+", "-")}
+
+
+def read(path: Path) -> Any:
+    """Return the value of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML; says where.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: expected a readable YAML file, got: {why}") from None
+    return parse(text, str(path))
 
 
 def parse(text: str, where: str) -> Any:

@@ -30,6 +30,7 @@ except ImportError:  # no POSIX: nothing tells a running run from an unfinished 
 PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "scipy", "safetensors", "pydantic")
 SCORES = ("mean", "iqm", "ci_low", "ci_high")  # of an evaluation; the interval is the interquartile mean's
 LOCK = ".lock"  # held while a process trains the run
+_TRIES = 10  # to take it: who looks whether a run is running holds it for an instant
 
 
 def create(out: str | Path | None, config: Config[Any]) -> Path:
@@ -41,15 +42,33 @@ def create(out: str | Path | None, config: Config[Any]) -> Path:
     if out is not None:
         path = Path(out)
         _check_free(path, config)
-        with _writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
-    stem = f"{config.recipe or 'run'}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return make(path)
+    return fresh(f"{config.recipe or 'run'}-s{config.seed}")
+
+
+def fresh(name: str) -> Path:
+    """Make a folder under ``runs/``, named so and by the time, that no other run has, and return it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for name in (stem, *(f"{stem}-{i}" for i in range(2, 1000))):  # others may begin in the same second
         with _writing(Path("runs")), contextlib.suppress(FileExistsError):
             (Path("runs") / name).mkdir(parents=True)
             return Path("runs") / name
     raise UserError(f"runs/{stem}: a thousand runs began in one second; expected --out DIR")
+
+
+def make(path: Path) -> Path:
+    """Make a folder, unless it is there, and return it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _check_free(out: Path, config: Config[Any]) -> None:
@@ -75,7 +94,11 @@ def locked(run: Path) -> Iterator[None]:
     with _writing(run):
         file = (run / LOCK).open("w")
     with file:
-        if not _lock(file):
+        for _ in range(_TRIES):
+            if _lock(file):
+                break
+            time.sleep(0.01)
+        else:
             raise UserError(f"run '{run}': is being trained by another process; expected one at a time")
         yield
 

@@ -149,7 +149,7 @@ def read(name: str) -> Set:
         raise UserError(
             f"set '{name}' is neither a file nor a shipped set or recipe{nearest(name, {*known, *recipes})}"
         )
-    raw = plain_yaml.parse(path.read_text(encoding="utf-8"), str(path))
+    raw = plain_yaml.read(path)
     if isinstance(raw, dict) and "rows" not in raw:  # a recipe of the user's own
         return Set.model_validate({"name": path.stem, "title": path.stem, "rows": {path.stem: {"recipe": str(path)}}})
     if not isinstance(raw, dict):

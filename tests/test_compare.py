@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,23 @@ def test_returns_that_are_not_finite_have_no_difference(tmp_path: Path) -> None:
 
 
 # One run
+
+
+def test_a_look_at_a_run_does_not_keep_another_process_from_it(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    looking, stop = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with runs.locked(run):  # as `describe` does, for an instant
+            looking.set()
+            stop.wait(0.03)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait()
+    with runs.locked(run):
+        assert runs.describe(run)["status"] == "running"
+    thread.join()
 
 
 def test_show_in_every_form(command: Command, finished: Path) -> None:

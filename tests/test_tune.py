@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from conftest import SMALL, Command, options
 from hypothesis import given, settings
@@ -298,6 +299,20 @@ def test_a_trial_that_is_held_is_left_alone_and_one_that_is_not_is_taken_over(tm
     assert failed.user_attrs["error"] == "its process ended 3 times without a word at frame 0"
 
 
+def test_the_recipe_itself_is_never_pruned_and_another_first_point_is(tmp_path: Path) -> None:
+    for name, choices, ends in (("held", [5, 6], False), ("other", [6, 7], True)):
+        search = define(tmp_path / name, {"agent.n_step": {"choices": choices}}, 2, sampler="grid")
+        study = storage.open_study(tmp_path / name, search)
+        storage.plan(study, search)
+        good = dict.fromkeys(range(1, 7), 9.0)
+        for _ in range(5):
+            study.add_trial(optuna.trial.create_trial(value=9.0, intermediate_values=good))
+        first = study.get_trials()[0]
+        assert search.space.is_held() is not ends
+        first.intermediate_values = dict.fromkeys(good, 1.0)
+        assert storage.MedianOfAverages(search).prune(study, first) is ends
+
+
 # Whole searches
 
 
@@ -443,14 +458,17 @@ def test_a_search_leaves_a_recipe_a_table_and_figures(tmp_path: Path, command: C
     assert called.code == 0, called.err
     assert json.loads(called.out)["best"]["trial"] == int(best["trial"])
     for more, expected in (
-        (["--sampler", "gp"], "sampler: got 'gp', but found was begun with 'grid'; expected only --trials to change"),
+        (["--sampler", "gp"], '--sampler: got "gp", but found was begun with "grid"; expected only --trials to change'),
         (["--trials", "3"], "--trials: got 3, but found was begun with 50; expected as many or more"),
-        (["--optim.clip=3"], "settings: got "),
+        (["--optim.clip=3"], "--optim.clip: got 3, but found was begun with 10.0"),
+        (["cartpole_dqn"], ", but found was begun with "),  # without the settings that it was begun with
     ):
         refused = command("tune", "--out", "found", "--resume", *more)
         assert refused.code == 2
         assert expected in refused.err
     assert "is not empty; add --resume" in command("tune", "cartpole_dqn", *given).err
+    given[-1] = "own.yaml"
+    assert "error: cannot write to 'own.yaml': File exists" in command("tune", "cartpole_dqn", *given).err
 
 
 @pytest.mark.parametrize(

@@ -125,4 +125,7 @@ def read(root: Path) -> Definition:
     path = root / "study.yaml"
     if not path.is_file():
         raise UserError(f"--out {root}: holds no search (there is no study.yaml); expected the folder of one")
-    return defined(**plain_yaml.parse(path.read_text(encoding="utf-8"), str(path)))
+    raw = plain_yaml.read(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected the mapping that a search begins with, got {type(raw).__name__}")
+    return defined(**raw)

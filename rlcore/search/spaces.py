@@ -213,7 +213,7 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     path = Path(source) if Path(source).is_file() else known.get(str(source))
     if path is None:
         raise UserError(f"--space: '{source}' is neither a file nor a shipped space{nearest(str(source), known)}")
-    raw = plain_yaml.parse(path.read_text(encoding="utf-8"), str(path))
+    raw = plain_yaml.read(path)
     if not isinstance(raw, dict) or not raw:
         raise UserError(
             f"space {path}: expected settings with their ranges, such as optim.lr: {{low: 1e-4, high: 1e-2}}"

@@ -144,7 +144,7 @@ class MedianOfAverages(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
-        if not self.search.definition.prune or (trial.number == 0 and "fixed_params" in trial.system_attrs):
+        if not self.search.definition.prune or (trial.number == 0 and self.search.space.is_held()):
             return False
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         others = [other.intermediate_values for other in done]

@@ -10,7 +10,7 @@ Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization"; Akiba et 
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,16 @@ def tune(
     given = {"trials": trials, "sampler": sampler, "metric": metric, "direction": direction, "seeds": seeds}
     given |= {"seed": seed, "prune": prune, "plugins": list(plugins) or None}
     given = {name: value for name, value in given.items() if value is not None}
-    root = Path(out or f"runs/tune-{time.strftime('%Y%m%d-%H%M%S')}")
-    defined = _resumed(root, recipe, space, given, overrides) if resume else _new(recipe, space, given, overrides)
+    defined = _resumed(out, recipe, space, given, overrides) if resume else _new(recipe, space, given, overrides)
     import_plugins(defined.plugins)
     search = Search(defined)
     search.check()
     crew = _crew(jobs)
-    if not resume and root.exists() and any(path.name != ".lock" for path in root.iterdir()):
+    root = runs.make(Path(out)) if out else runs.fresh("tune")
+    if not resume and any(path.name != runs.LOCK for path in root.iterdir()):
         raise UserError(
             f"--out {root}: is not empty; add --resume to go on with the search in it, or give another folder"
         )
-    root.mkdir(parents=True, exist_ok=True)
     with runs.locked(root):
         definition.write(root, search)
         return crew.Crew(root, search, jobs, quiet).run()
@@ -110,8 +109,11 @@ def _new(recipe: Any, space: Any, given: dict[str, Any], overrides: Mapping[str,
     return definition.defined(recipe=called, settings=raw, space_name=name, space=dimensions, **given)
 
 
-def _resumed(root: Path, recipe: Any, space: Any, given: dict[str, Any], overrides: Mapping[str, Any]) -> Definition:
+def _resumed(out: Any, recipe: Any, space: Any, given: dict[str, Any], overrides: Mapping[str, Any]) -> Definition:
     """Return the definition of the search in the folder, with more trials if wished; nothing else may differ."""
+    if out is None:
+        raise UserError("--resume: expected --out DIR, the folder of the search")
+    root = Path(out)
     old = definition.read(root)
     values = old.model_dump()
     if recipe is not None or overrides:
@@ -119,12 +121,18 @@ def _resumed(root: Path, recipe: Any, space: Any, given: dict[str, Any], overrid
     if space is not None:
         values["space"] = spaces.read(space)[1]
     new = definition.defined(**{**values, **given})
-    for name, before in old.model_dump().items():
-        now = getattr(new, name)
-        if name != "trials" and now != before:
+    before, now = (configs.flatten(one.model_dump(exclude={"trials"})) for one in (old, new))
+    for name in dict.fromkeys([*before, *now]):
+        was, got = (_said(one.get(name)) for one in (before, now))
+        if was != got:
+            setting = name.removeprefix("settings.")
             raise UserError(
-                f"{name}: got {now!r}, but {root} was begun with {before!r}; expected only --trials to change"
+                f"--{setting}: got {got}, but {root} was begun with {was}; expected only --trials to change"
             )
     if new.trials < old.trials:
         raise UserError(f"--trials: got {new.trials}, but {root} was begun with {old.trials}; expected as many or more")
     return new
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
