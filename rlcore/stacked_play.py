@@ -1,7 +1,8 @@
 """Evaluation episodes of K agents trained together, played at once.
 
 The first agent to evaluate at a moment has all K play: in one environment K times as wide, by one batched act. The
-others find their episodes played, and take them if their tensors still are the very ones that played.
+others find their episodes played, and take them if their tensors still are the very ones that played. An agent's
+episodes are those that it plays alone but for rounding, which may turn an action where two are as good.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Evaluations:
             self._graphs = self.stack, {}
         try:
             whole = wave(_Greedy(*self._graphs), self.env, [*range(seed, seed + episodes)] * size, max_steps)
-        except RuntimeError:  # something of the agent cannot be vectorised
+        except RuntimeError:  # something of the agent cannot be vectorised, or its acts read more than its tensors
             self._graphs = self.stack, {None: None}
             return False
         parts = cut((whole.returns, whole.lengths, whole.outcomes), size)
@@ -113,8 +114,19 @@ class _Greedy:
             raise RuntimeError("it was tried")
         if key not in self.graphs:
             self.graphs[key] = self._traced(given, inputs)
+            self._prove(given, *self.graphs[key](inputs))
         (action,) = self.graphs[key](inputs)
         return Act(action.flatten(0, 1))
+
+    def _prove(self, given: Any, actions: Tensor) -> None:
+        """Compare a graph's first actions (K, B, ...) with those that the agents choose themselves."""
+        for k, agent in enumerate(trainer.agent for trainer in self.stack.trainers):
+            obs, mask = tmap(lambda x, k=k: x[k], given)
+            was_training = agent.training
+            own = agent.eval().act(obs, (), {}, {}, mask, explore=False).action
+            agent.train(was_training)
+            if not torch.allclose(own, actions[k], rtol=1e-3, atol=1e-3):
+                raise RuntimeError("what an agent does depends on more than its tensors")
 
     def _traced(self, given: Any, inputs: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
         stack = self.stack

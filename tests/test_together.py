@@ -153,6 +153,29 @@ def test_evaluations_are_played_at_once_and_are_those_of_each_alone(recipe: str)
     assert evaluations._episodes is not waves and len(built) == 1
 
 
+def test_agents_whose_acts_read_more_than_their_tensors_are_evaluated_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [_settings("cartpole_dqn", seed) for seed in SEEDS]
+    trainers = [build.trainer(one) for one in settings]
+    kind = type(trainers[0].agent)
+    act = kind.act
+
+    def turned(self: Any, *given: Any, **more: Any) -> Any:
+        out = act(self, *given, **more)
+        return out._replace(action=1 - out.action) if self is trainers[1].agent else out
+
+    monkeypatch.setattr(kind, "act", turned)
+    evaluations = Evaluations(lambda n: build.env(settings[0].env, "cpu", "validation", n))
+    evaluations.stack = Stack(trainers)
+    env = build.evaluation_env(settings[0], "validation", 6)
+    for trainer in trainers:
+        trainer.agent.train()
+        got, expected = (
+            player(trainer.agent, env, 6, 2_000_000, 50, False, False) for player in (evaluations.play, play)
+        )
+        assert torch.equal(got.returns, expected.returns)
+        assert trainer.agent.training
+
+
 @pytest.mark.slow
 def test_returns_come_from_the_same_distribution(tmp_path: Path) -> None:
     """Thirty seeds together against thirty others alone (two-sample Kolmogorov-Smirnov), in the middle of learning."""
