@@ -81,9 +81,8 @@ class Pendulum(BatchedEnv):
         """Return states (N, 2), rewards and terminated (N,) under the torque ``action`` (N, 1)."""
         angle, velocity = state.T  # (N,) each
         m = library(angle)
-        torque = m.clip(
-            action[..., 0], -TORQUE_MAX, TORQUE_MAX
-        )  # its products are rounded to float32, like gymnasium's
+        # Products of the torque are rounded to float32, like gymnasium's.
+        torque = m.clip(action[..., 0], -TORQUE_MAX, TORQUE_MAX)
         upright = m.remainder(angle + self.pi, 2 * self.pi) - self.pi
         cost = upright * upright + 0.1 * (velocity * velocity) + 0.001 * (torque * torque)
         velocity = velocity + (1.5 * self.g * m.sin(angle) + 3.0 * torque) * DT  # mass and length are 1

@@ -87,16 +87,26 @@ def test_starts_that_are_made_ahead_are_those_of_the_generator() -> None:
     assert torch.equal(env.reset(0)[0], start)
 
 
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step", "disabled"])
 @pytest.mark.parametrize("cls", NATIVE)
-def test_an_environment_alone_does_what_it_does_among_others(cls: Any) -> None:
-    limit = {"bits": 4} if cls is BitFlip else {"max_episode_steps": 9}
-    alone, among = cls(1, **limit), cls(3, **limit)
-    actions = [random_actions(among, 3) for _ in range(60)]
-    steps = zip(play(alone, alone.step, [a[:1] for a in actions]), play(among, among.step, actions), strict=True)
-    for one, three in steps:
+def test_an_environment_alone_does_what_it_does_among_others(cls: Any, autoreset: Any) -> None:
+    options = {"autoreset": autoreset} | ({"bits": 4} if cls is BitFlip else {"max_episode_steps": 9})
+    alone, among = cls(1, **options), cls(3, **options)
+    alone.reset(5)
+    among.reset(5)
+    for i in range(60):
+        if i == 23:
+            saved, alone = alone.capture(), cls(1, **options)
+            alone.restore(saved)
+        action = random_actions(among, 3) * (2 if cls is Pendulum else 1)  # torques beyond the bounds, too
+        one, three = alone.step(action[:1]), among.step(action)
         for x, y in zip(leaves(tuple(one)), leaves(tuple(three)), strict=True):
             assert x.dtype == y.dtype
+            assert x.shape == y[:1].shape
             assert torch.equal(x, y[:1])
+        if autoreset == "disabled":
+            for env, step in ((alone, one), (among, three)):
+                env.reset(mask=step.terminated | step.truncated)
     assert torch.equal(alone._state, among._state[:1])
 
 
