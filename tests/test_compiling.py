@@ -18,7 +18,7 @@ import rlcore
 from agents.configs.value import PQNConfig
 from agents.pqn import PQN
 from envs.cartpole import CartPole
-from rlcore import build, compiling, config
+from rlcore import build, compiled_acting, compiling, config
 from rlcore.actor import Actor
 from rlcore.clock import Clock
 from rlcore.config import NetworkConfig, OptimConfig
@@ -307,6 +307,19 @@ def test_what_cannot_be_traced_runs_uncompiled_and_is_told(
         compiled.update(again, batch, Clock(1, 1))
     assert torch.equal(test_optim.weights(again), test_optim.weights(plain))
     assert capsys.readouterr().err.count(why) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (8, 64, 128), (3, 700, 2), (1, 1, 1)])
+def test_a_small_product_is_a_sum_and_a_large_one_is_left_to_the_compiler(shape: tuple[int, int, int]) -> None:
+    rows, inputs, outputs = shape
+    rng = torch.Generator().manual_seed(3)
+    bias, x, weight = (torch.randn(size, generator=rng) for size in (outputs, (rows, inputs), (inputs, outputs)))
+    torch.testing.assert_close(compiled_acting.product(bias, x, weight), torch.addmm(bias, x, weight))
+    wide = torch.randn(compiled_acting.SMALL // rows + 1, outputs, generator=rng)
+    large = torch.randn(rows, len(wide), generator=rng)
+    for given in ((bias, large, wide), (bias, x, weight, 2.0), (bias, x, weight, 1.0, 2.0)):
+        args, scales = given[:3], dict(zip(("beta", "alpha"), given[3:], strict=False))
+        assert compiled_acting.product(*args, **scales) is NotImplemented
 
 
 class Looks(PQN):
