@@ -276,8 +276,9 @@ def test_trackers_are_told_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Logger, "write", broken)
     with pytest.raises(KeyboardInterrupt if interrupted else RuntimeError):
-        rlcore.train("cartpole_dqn", out=tmp_path / "run", **SMALL, **{"log.trackers": ["mlflow"]})
+        rlcore.train("cartpole_dqn", out=tmp_path / "run", **SMALL, **BOTH)
     assert mlflow_run(tmp_path / "run").info.status == ("KILLED" if interrupted else "FAILED")
+    assert held_by_wandb(tmp_path / "run")["exits"] == [1]
 
 
 def test_mlflow_is_given_names_and_values_that_it_takes(tmp_path: Path) -> None:
