@@ -198,7 +198,7 @@ def test_the_write_head_is_not_crossed():
 
 @pytest.mark.parametrize("image", [(2, 2), (20, 20)])  # in the records, and apart
 @pytest.mark.parametrize(("capacity", "n"), [(21, 3), (22, 3), (4, 4), (7, 1)])
-@pytest.mark.parametrize("counts", [(5, 5, 5, 5), (2, 1, 7, 3, 4), (9, 9)])
+@pytest.mark.parametrize("counts", [(5, 5, 5, 5), (2, 1, 7, 3, 4), (9, 9), (2, 0, 3, 4)])  # 0: one with a row masked
 def test_several_steps_at_once_are_stored_as_one_by_one(image, capacity, n, counts):
     def step(seed):
         rng, flags = generator(seed), torch.rand(2, n, generator=generator(seed)) < 0.3
@@ -216,6 +216,9 @@ def test_several_steps_at_once_are_stored_as_one_by_one(image, capacity, n, coun
         many.extend(steps)
         for single in steps:
             one.add(single)
+        if not count:
+            for buffer in (one, many):
+                buffer.add(step(99), torch.arange(n) > 0)
         saved = [*leaves(tuple(one.state_dict().values()))], [*leaves(tuple(many.state_dict().values()))]
         for x, y in zip(*saved, strict=True):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
