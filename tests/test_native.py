@@ -44,7 +44,7 @@ def play(env: Any, step: Any, actions: list[torch.Tensor]) -> list[Any]:
 def test_a_step_on_tensors_is_one_graph_and_that_of_arrays(
     cls: Any, autoreset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = {"bits": 4} if cls is BitFlip else {"max_episode_steps": 9}
+    limit: dict[str, Any] = {"bits": 4} if cls is BitFlip else {"max_episode_steps": 9}
     arrays = cls(6, autoreset=autoreset, **limit)
     actions = [random_actions(arrays, 6) for _ in range(30)]
     expected = play(arrays, arrays.step, actions)
@@ -90,7 +90,7 @@ def test_starts_that_are_made_ahead_are_those_of_the_generator() -> None:
 @pytest.mark.parametrize("autoreset", ["same_step", "next_step", "disabled"])
 @pytest.mark.parametrize("cls", NATIVE)
 def test_an_environment_alone_does_what_it_does_among_others(cls: Any, autoreset: Any) -> None:
-    options = {"autoreset": autoreset} | ({"bits": 4} if cls is BitFlip else {"max_episode_steps": 9})
+    options: dict[str, Any] = {"autoreset": autoreset} | ({"bits": 4} if cls is BitFlip else {"max_episode_steps": 9})
     alone, among = cls(1, **options), cls(3, **options)
     alone.reset(5)
     among.reset(5)
