@@ -146,6 +146,11 @@ def chosen(tables: Mapping[Path, Columns], metric: str | None) -> str:
     return metric
 
 
+def is_return(metric: str) -> bool:
+    """Whether a metric is a return, of which more is better."""
+    return metric in METRICS or metric.startswith("eval/return_")
+
+
 def _known(names: set[str], name: str = "") -> str:
     return nearest(name, names) if names else "; the runs have logged nothing yet"
 

@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GROUPS = 24  # in a figure, at most
 _PAIRS = 15  # those of six groups; of more groups each is compared with the best
 _TAUS = 200
+_GAP = "optimality gap"
 _WIDTH = 7.2  # inches: a page's, so that text has its size
 _STYLE: Any = {
     "font.size": 10,
@@ -143,11 +144,14 @@ def plot(
 
 def _scored(tables: Mapping[str, np.ndarray], said: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of scores; their numbers are added to ``numbers``."""
+    rated = curves.is_return(numbers["metric"])  # else nothing says whether high is good
     target = max(float(table.max()) for table in tables.values())
     found = {name: aggregates(table, target) for name, table in tables.items()}
+    if not rated:
+        found = {name: {s: one[s] for s in one if s != _GAP} for name, one in found.items()}
     for name, estimates in found.items():
         numbers["groups"][name] |= {statistic: _plain(estimate) for statistic, estimate in estimates.items()}
-    figures = {"profiles": profiles(tables, said), "intervals": intervals(tables, found, said, target)}
+    figures = {"profiles": profiles(tables, said, rated), "intervals": intervals(tables, found, said, target)}
     if len(tables) == 1:
         note("improvement is left out: it compares groups, and there is one")
         return figures
@@ -192,14 +196,14 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], metric:
     return _lines(drawn, unit, _AXES.get(metric, metric), title)
 
 
-def profiles(tables: Mapping[str, np.ndarray], said: str) -> Any:
+def profiles(tables: Mapping[str, np.ndarray], said: str, rated: bool = True) -> Any:
     """Draw the fraction of runs above each score: exact steps, or 200 points where there are more scores."""
     scores = np.unique(np.concatenate([table.ravel() for table in tables.values()]))
     taus = scores if len(scores) <= _TAUS else np.linspace(scores[0], scores[-1], _TAUS)
     margin = 0.03 * (taus[-1] - taus[0] or abs(taus[0]) or 1.0)
     taus = np.array([taus[0] - margin, *taus, taus[-1] + margin])
     drawn = [Line(name, len(table), taus, performance_profile(table, taus)) for name, table in tables.items()]
-    title = f"Performance profiles: higher is better; shaded: {_INTERVAL}"
+    title = f"Performance profiles{': higher is better' * rated}; shaded: {_INTERVAL}"
     return _lines({"": drawn}, f"score τ: {said}", "fraction of runs with score > τ", title, step=True)
 
 
@@ -289,8 +293,9 @@ def _figure(size: tuple[float, float], rows: int = 1, columns: int = 1, **share:
 def intervals(
     tables: Mapping[str, np.ndarray], found: Mapping[str, Mapping[str, Estimate]], said: str, target: float
 ) -> Any:
-    """Draw each group's aggregates, a panel for each statistic."""
+    """Draw each group's aggregates, a panel for each statistic; with the optimality gap, arrows say what is better."""
     statistics = list(next(iter(found.values())))
+    arrows = {name: " ↓" if name == _GAP else " ↑" for name in statistics if _GAP in statistics}
     with house_style():
         from matplotlib.ticker import MaxNLocator
 
@@ -298,14 +303,15 @@ def intervals(
         for panel, statistic in zip(axes, statistics, strict=True):
             for row, estimates in enumerate(found.values()):
                 _bar(panel, row, estimates[statistic], COLOURS[row % len(COLOURS)])
-            panel.set_title(f"{statistic} {'↓' if statistic == 'optimality gap' else '↑'}", fontsize=9)
+            panel.set_title(f"{statistic}{arrows.get(statistic, '')}", fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
             panel.use_sticky_edges = False
             panel.margins(x=0.1)
         names = [f"{textwrap.fill(name, 24)} ({_count(len(tables[name]))})" for name in found]
         axes[0].set_yticks(range(len(found)), names)
         axes[0].invert_yaxis()
-        title = f"Interval estimates; bars: {_INTERVAL}\noptimality gap: mean shortfall from the best run, {target:.4g}"
+        title = f"Interval estimates; bars: {_INTERVAL}"
+        title += f"\n{_GAP}: mean shortfall from the best run, {target:.4g}" * (_GAP in statistics)
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         figure.supxlabel(f"score: {said}")
     return figure

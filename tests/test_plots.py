@@ -439,6 +439,18 @@ def test_what_plot_tells_is_what_it_draws(tmp_path: Path, capsys: pytest.Capture
     assert "note: improvement is left out: it compares groups, and there is one\n" in capsys.readouterr().err
 
 
+def test_of_a_metric_that_is_no_return_nothing_says_which_is_better(tmp_path: Path) -> None:
+    runs = seeds(tmp_path, "one", [1, 5, 9]) + seeds(tmp_path, "two", [2])
+    for run in runs:
+        log = run / "progress.csv"
+        log.write_text(log.read_text().replace("eval/return_mean", "train/loss"))
+    told = plots.plot(runs, tmp_path / "img", metric="train/loss")
+    assert "IQM" in told["groups"]["one"] and "optimality gap" not in told["groups"]["one"]
+    drawn = "".join((tmp_path / "img" / f"{name}.svg").read_text() for name in ("profiles", "intervals"))
+    assert "Performance profiles" in drawn and "median" in drawn
+    assert not any(word in drawn for word in ("better", "gap", "↑", "↓"))
+
+
 def test_groups_of_other_environments_have_curves_and_no_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
