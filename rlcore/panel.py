@@ -77,8 +77,7 @@ class Panel:
         canvas.line((0, 0, 0, height), TRACK)
         canvas.text((_EDGE, 8), self.title, FAINT, _font(12))
         canvas.text((_EDGE, 28), "return", FAINT, _font(13))
-        digits = 0 if moment.total == round(moment.total) else 1 if abs(moment.total) >= 10 else 2
-        canvas.text((_EDGE + 50, 22), f"{moment.total:.{digits}f}", INK, _font(22))
+        canvas.text((_EDGE + 50, 22), _total(moment.total), INK, _font(22))
         canvas.text((WIDTH - _EDGE, 28), f"step {moment.step}", INK, _font(14), anchor="ra")
         canvas.text((WIDTH - _EDGE, 48), moment.ended, CHOSEN, _font(13), anchor="ra")
         if moment.action is not None:
@@ -107,8 +106,9 @@ class Panel:
 
         Values of one state are close to each other beside those of other states: what decides is their difference.
         """
-        allowed = q > np.finfo(np.float32).min
-        more = np.where(allowed, q - q[allowed].mean(), 0.0)
+        allowed, finite = ~(q <= np.finfo(np.float32).min), np.isfinite(q)  # an agent that diverged is shown, too
+        known = q.astype(np.float64)[allowed & finite]
+        more = np.where(allowed & finite, q - (known.mean() if known.size else 0.0), 0.0)
         self.spreads.append(float(np.abs(more).max()))
         share = 0.5 + 0.5 * more / max(*self.spreads, 1e-9)
         cells = zip(self.names, share.tolist(), q.tolist(), allowed.tolist(), strict=True)
@@ -132,7 +132,7 @@ class Panel:
                 canvas.polygon([(2, middle - 5), (2, middle + 5), (9, middle)], fill=CHOSEN)
             canvas.text((_EDGE, middle), _fitted(row.label, font), INK, font, anchor="lm")
             canvas.rectangle((left, y + 3, _BAR[1], y + height - 4), fill=TRACK)
-            start, end = (left + round(wide * min(max(at, 0.0), 1.0)) for at in (row.start, row.end))
+            start, end = (left + round(wide * float(np.nan_to_num(np.clip(at, 0, 1)))) for at in (row.start, row.end))
             canvas.rectangle((min(start, end), y + 3, max(start, end), y + height - 4), fill=colour)
             canvas.text((WIDTH - _EDGE, middle), row.text, INK, font, anchor="rm")
         return _TOP + len(rows) * height
@@ -147,7 +147,7 @@ class Panel:
             name, value = ("max Q(s, a)" if insight["q"].ndim else "Q(s, a)"), float(insight["q"].max())
         if moment.action is not None:
             self.name = name
-            self.curve.append(value)
+            self.curve.extend([value] if np.isfinite(value) else [])
         if not self.curve:
             return
         low, high = min(self.curve), max(self.curve)
@@ -163,6 +163,13 @@ class Panel:
         if len(points) > 1:
             canvas.line(points, CURVE, 2)
         canvas.circle(points[-1], 3, CURVE)
+
+
+def _total(value: float) -> str:
+    """Return a sum of rewards with as many digits as there is room for."""
+    if not abs(value) < 1e6:  # or it is no number
+        return f"{value:.4g}"
+    return f"{value:.{0 if value == round(value) else 1 if abs(value) >= 10 else 2}f}"
 
 
 def _number(name: str, value: float, edges: tuple[float, float]) -> Row:

@@ -91,6 +91,21 @@ def test_the_picture_stays_as_it_is_and_the_chosen_bar_stands_out() -> None:
     assert other.max() < chosen.min(), "the bars are not in the order of the actions"
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_agent_that_diverged_is_drawn(bad: float) -> None:
+    for space, insight in (
+        (spaces.Discrete(2), {"q": np.array([bad, 1.0], np.float32)}),
+        (spaces.Discrete(2), {"q": np.array([bad, bad], np.float32)}),
+        (spaces.Discrete(2), {"probabilities": np.array([bad, bad]), "value": np.array(bad)}),
+        (spaces.Box(-1, 1, (2,)), {}),
+    ):
+        shown, blank = panel(space), np.zeros((320, 10, 3), np.uint8)
+        action = np.array(1) if insight else np.array([bad, 0.0])
+        for total in (0.0, bad, 1e300):
+            out = shown.beside(Moment(blank, 0, total, action, insight))
+            assert out.shape == (320, 10 + WIDTH, 3)
+
+
 def test_small_pictures_are_enlarged() -> None:
     out = panel().beside(Moment(np.full((80, 40, 3), 7, np.uint8), 0, 0.0, np.array(0), {}))
     assert out.shape == (LOWEST, 160 + WIDTH, 3)

@@ -249,6 +249,9 @@ def test_checkpoint_and_episodes_are_played_anew(finished: Path, tmp_path: Path,
     assert f"mean return {in_words(wanted['mean'])} 3 greedy episodes" in text
     assert "3 greedy episodes on seeds 10000 to 10002, played by the checkpoint '400'" in text
     assert "--checkpoint 400 --episodes 1" in text
+    first = f"{wanted['returns'][0]:.6g}"
+    assert first != f"{result(finished)['evaluation']['returns'][0]:.6g}", "the film of either checkpoint would do"
+    assert f"seed 10000: return {first} in {first} steps" in Path("page.html").read_text()
 
 
 # What cannot be had
@@ -271,6 +274,19 @@ def test_unfinished_failed_and_broken_runs_have_reports(finished: Path, tmp_path
     assert "Broken." in said["broken"] and "expected YAML" in said["broken"]
     together = visible(report(sorted(path for path in tmp_path.iterdir() if path.is_dir())))
     assert together.count("unfinished") >= 2 and "Failed. 'loss' became NaN" in together
+
+
+def test_a_run_whose_returns_are_not_finite_has_a_report(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    found = result(finished)
+    found["evaluation"]["returns"][1] = float("nan")
+    found["evaluation"] |= dict.fromkeys(("mean", "std", "iqm", "ci_low", "ci_high", "min", "max"), float("inf"))
+    (tmp_path / "run" / "result.json").write_text(json.dumps(found))
+    text = visible(report([tmp_path / "run"]))
+    assert f"Not finite: the returns of 1 of {found['evaluation']['episodes']} episodes." in text
+    assert "mean return not finite" in text
+    text = visible(report([tmp_path / "run", finished], tmp_path / "both.html"))
+    assert f"mean return {in_words(result(finished)['evaluation']['mean'])}" in text
 
 
 def test_bad_input_is_one_sentence(finished: Path, tmp_path: Path, command: Command) -> None:

@@ -56,7 +56,7 @@ def _film(sections: Sequence[Section]) -> None:
     from rlcore.run import load
 
     for recipe in dict.fromkeys(made.recipe for made in sections):
-        played = [made for made in sections if made.recipe == recipe and made.evaluation and not made.task]
+        played = [made for made in sections if made.recipe == recipe and made.headline and not made.task]
         if not played:
             continue
         middle = sorted(played, key=lambda made: made.evaluation["mean"])[len(played) // 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,9 +106,16 @@ def metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in evaluation.items() if k not in _USUAL and isinstance(v, (int, float))}
 
 
-def number(value: float) -> str:
-    """Return a number with four digits, large ones in full."""
+def number(value: float | None) -> str:
+    """Return a number with four digits, large ones in full; None, as JSON has what is not finite, in words."""
+    if value is None:
+        return "not finite"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:,.4g}"
+
+
+def finite(values: Sequence[float | None]) -> list[float]:
+    """Return which of the values are finite."""
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def interval(low: float | None = None, high: float | None = None) -> str:

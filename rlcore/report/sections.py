@@ -62,7 +62,8 @@ class Section:
         if not self.evaluation:
             return None
         own = known.metrics(self.evaluation)
-        return next(iter(own.items())) if self.task and own else ("mean return", self.evaluation["mean"])
+        name, value = next(iter(own.items())) if self.task and own else ("mean return", self.evaluation["mean"])
+        return (name, value) if known.finite([value]) else None
 
 
 def section(run: Path, name: str, which: str | None, episodes: int | None) -> Section:
@@ -124,22 +125,31 @@ def _judge(made: Section, seen: Seen, which: str | None) -> None:
         made.scores = {name: f"{value} ({ends})" if ends else value for name, value, ends in rows[: len(own)]}
         made.tiles = [known.tile(name, value, ends and f"95 % interval {ends}") for name, value, ends in rows[:3]]
     else:
-        made.scores = {"mean return": number(found["mean"]), "IQM (95 % interval)": f"{number(found['iqm'])} ({ends})"}
+        made.scores = {
+            "mean return": number(found["mean"]),
+            "IQM (95 % interval)": f"{number(found['iqm'])} ({ends or '-'})",
+        }
         made.tiles = [
             known.tile("mean return", number(found["mean"]), f"{count:,} greedy episodes"),
             known.tile("interquartile mean", number(found["iqm"]), f"95 % interval {ends}"),
             known.tile("worst episode", number(found["min"]), f"best {number(found['max'])}"),
         ]
         _worst(made, returns, which)
-    if len(set(returns)) > 2:
+    finite = known.finite(returns)
+    if strange := len(returns) - len(finite):
+        made.notes.append(f"Not finite: the {of.split()[0]}s of {strange} of {count:,} {over}.")
+    elif len(set(returns)) > 2:
         marks = {"mean": found["mean"], "interquartile mean": found["iqm"]}
-        made.histogram = drawing.histogram(returns, marks, f"{made.id}-returns", of, over)
+        made.histogram = drawing.histogram(finite, marks, f"{made.id}-returns", of, over)
 
 
 def _worst(made: Section, returns: Sequence[float], which: str | None) -> None:
     """List the episodes with the lowest returns, and say how to see the worst again."""
     first = made.evaluation["seed"]
-    order = sorted((i for i, value in enumerate(returns) if value < max(returns)), key=lambda i: returns[i])[:WORST]
+    best = max(known.finite(returns), default=0.0)
+    order = sorted((i for i, x in enumerate(returns) if known.finite([x]) and x < best), key=lambda i: returns[i])[
+        :WORST
+    ]
     if not order:
         return
     rows = [(str(first + i), number(returns[i])) for i in order]
