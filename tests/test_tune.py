@@ -313,6 +313,21 @@ def test_the_recipe_itself_is_never_pruned_and_another_first_point_is(tmp_path: 
         assert storage.MedianOfAverages(search).prune(study, first) is ends
 
 
+def test_a_trial_that_is_interrupted_again_and_again_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    search = define(tmp_path, {"optim.lr": LR}, 1)
+    storage.plan(storage.open_study(tmp_path, search), search)
+    monkeypatch.setattr(worker, "_train", interrupted)
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            worker.work(tmp_path, 1)
+    assert [row["state"] for row in states(tmp_path)] == ["running"]
+
+
 # Whole searches
 
 

@@ -66,6 +66,9 @@ def _finish(study: Study, search: Search, root: Path, trial: Trial, settings: di
     begun = time.monotonic()
     try:
         values = _train(search, trial, trial_folder(root, trial.number), settings)
+    except KeyboardInterrupt:
+        trial.set_user_attr("begun", [])  # its process did not die of it
+        raise
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         trial.set_user_attr("error", " ".join(text.split()))
