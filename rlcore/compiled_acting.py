@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore import compiling
+from rlcore import compiled_graph
 from rlcore.agent import Agent
 from rlcore.errors import note
 from rlcore.tree import leaves, tmap
@@ -56,8 +56,8 @@ def compiled_act(agent: Agent, inputs: Inputs) -> Acts:
 
 
 def _compiled(agent: Agent, inputs: Inputs) -> Acts:
-    compiling.prepare()
-    named = dict(compiling.named_tensors(agent))
+    compiled_graph.prepare()
+    named = dict(compiled_graph.named_tensors(agent))
     call, form = _Call(agent), Act(torch.empty(0))
 
     def traced(*tensors: Tensor) -> list[Tensor]:
@@ -67,14 +67,14 @@ def _compiled(agent: Agent, inputs: Inputs) -> Acts:
         again = tmap(lambda _: next(own), inputs)
         with torch.no_grad():
             act: Any = torch.func.functional_call(call, rest, (again,))
-        form, results = compiling.split(act)
+        form, results = compiled_graph.split(act)
         return results
 
     fixed = [x.detach() for x in named.values()]
     # Outside inference mode: it forbids what tracing does to tensors.
     with torch.inference_mode(False):
         given = [x.clone() if x.is_inference() else x for x in _contiguous(inputs)]
-        run = compiling.compile_graph(traced, [*fixed, *given], {torch.ops.aten.addmm.default: product})
+        run = compiled_graph.compile_graph(traced, [*fixed, *given], {torch.ops.aten.addmm.default: product})
     names, states = list(form.extras), len(list(leaves(form.state)))
 
     def act(inputs: Inputs) -> Act:

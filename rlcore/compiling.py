@@ -15,7 +15,7 @@ import subprocess
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rlcore import compiled_graph
 from rlcore.agent import Agent
 from rlcore.config import Config, DatasetConfig, ReplayConfig
 from rlcore.errors import UserError, note
@@ -36,11 +37,6 @@ if TYPE_CHECKING:
 
 REPAYS = 20_000  # planned updates from which compiling is worth its time, see docs/TRAINING.md
 SHAPES = 4  # of batches, for which a phase is compiled; others run as they would without
-OPTIONS = {
-    "fallback_random": True,  # dropout draws what it draws uncompiled
-    "size_asserts": False,  # the shapes are looked at here already
-    "cpp.vec_isa_ok": True,  # what the processor says it has is not tried out in processes of its own
-}
 
 
 def why_not(device: str) -> str | None:
@@ -103,12 +99,6 @@ def chosen(config: Config[Any], choice: Literal["auto", "on", "off"]) -> Config[
     return config
 
 
-def prepare() -> None:
-    """Choose where compiled graphs are kept between runs: TORCHINDUCTOR_CACHE_DIR, or the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home) / "rlcore" / "compiled"))
-
-
 Learnt = tuple[Loss, Tensor, Tensor | None]  # the loss, its mean, the gradient's norm where the weights moved
 
 
@@ -116,7 +106,7 @@ class Compiler:
     """Compiles the phases of one agent, each when it first meets a shape of batch."""
 
     def __init__(self, agent: Agent) -> None:
-        prepare()
+        compiled_graph.prepare()
         self.agent = agent
         self.names = {id(p): name for name, p in agent.named_parameters()}
         self.updates: dict[Any, Update | None] = {}  # None: cannot be compiled
@@ -143,7 +133,7 @@ class Compiler:
 
     def _compiled(self, group: Group, function: Callable[[Batch], Loss], batch: Batch) -> Update | None:
         named = {self.names[id(p)]: p for p in group.parameters}
-        rest = {k: v for k, v in named_tensors(self.agent) if k not in named}
+        rest = {k: v for k, v in compiled_graph.named_tensors(self.agent) if k not in named}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
@@ -174,13 +164,13 @@ class Update:
             named = {name: next(own) for name in rest}
             again = Batch(*tmap(lambda _: next(own), tree))
             out, *more = learn(group, loss, flat, grad, lr, moments, named, again)
-            self.form, results = split((out, *more))
+            self.form, results = compiled_graph.split((out, *more))
             return results
 
         self.fixed = [group.flat.detach(), group.flat.grad, self.lr]
         tensors = [*self.fixed, *self._kept(), *(p.detach() for p in rest.values()), *inputs]
         self.rest = tensors[-len(inputs) - count : -len(inputs)] if inputs else tensors[-count:]
-        self.run = compile_graph(traced, tensors)
+        self.run = compiled_graph.compile_graph(traced, tensors)
 
     def __call__(self, inputs: Sequence[Tensor], lr: float) -> Learnt:
         """Learn; return the loss, its mean, and the gradient's norm where the weights moved."""
@@ -264,65 +254,6 @@ def _held(x: Any) -> Any:
     return x.expand(16).amax() if isinstance(x, Tensor) and x.dim() == 0 else x
 
 
-def compile_graph(
-    function: Callable[..., list[Tensor]], tensors: list[Tensor], table: dict[Any, Any] | None = None
-) -> Callable[[list[Tensor]], Any]:
-    """Trace a function of tensors and compile it; inputs that it does not read are left out.
-
-    A ``table`` says how to do some of torch's operations, for a function that writes to no tensor given and needs no
-    gradient: what torch wraps around other graphs, which costs as much as a small network, is then left out.
-    """
-    import torch._inductor.config
-    from torch._guards import TracingContext, tracing
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    examples = [fake.from_tensor(t) for t in tensors]
-    with fake, torch._inductor.config.patch(OPTIONS):
-        if table is None:
-            traced = make_fx(function)(*examples)
-        else:
-            traced = make_fx(torch.func.functionalize(function), {**select_decomp_table(), **table})(*examples)
-    _check_constants(traced, tensors)
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    used = [i for i, node in enumerate(inputs) if node.users]
-    for node in inputs:
-        if not node.users:
-            traced.graph.erase_node(node)
-    traced.recompile()
-    cpu = tensors[0].device.type == "cpu"
-    # Without a tracing context torch looks into none of its caches.
-    with torch.no_grad(), torch.random.fork_rng(devices=[] if cpu else None), tracing(TracingContext(fake)):
-        if table is not None:
-            with torch._inductor.config.patch(OPTIONS):
-                inner: Any = compile_fx_inner(traced, [examples[i] for i in used])
-            return lambda given: inner([given[i] for i in used])
-        compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
-    # What torch wraps it in, for code that is being traced, costs as much as a small layer.
-    compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)
-    return lambda given: compiled(*[given[i] for i in used])
-
-
-def _check_constants(traced: torch.fx.GraphModule, tensors: list[Tensor]) -> None:
-    """Make sure that the graph took no tensor of the agent for a constant."""
-    own = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
-    for node in traced.graph.nodes:
-        if node.op == "get_attr":
-            value = getattr(traced, node.target)
-            if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in own:
-                raise RuntimeError(f"a tensor {tuple(value.shape)} that changes is read as a constant")
-
-
-def named_tensors(agent: Agent) -> Iterator[tuple[str, Tensor]]:
-    """Yield an agent's parameters and buffers by name."""
-    yield from agent.named_parameters()
-    yield from agent.named_buffers()
-
-
 def _layout(tree: Any, inputs: list[Tensor]) -> Any:
     """Return the structure of a tree of tensors, with shapes, strides and types; add the tensors to ``inputs``."""
     if isinstance(tree, Tensor):
@@ -335,16 +266,3 @@ def _layout(tree: Any, inputs: list[Tensor]) -> Any:
     if tree is None:
         return None
     raise TypeError(f"a batch holds {type(tree).__name__}")
-
-
-def split(tree: Any) -> tuple[Any, list[Tensor]]:
-    """Return a tree of tensors and plain values with ... for each tensor, and the tensors."""
-    tensors: list[Tensor] = []
-
-    def take(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        tensors.append(x)
-        return ...
-
-    return tmap(take, tree), tensors

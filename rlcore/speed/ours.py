@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rlcore import build, compiling
+from rlcore import build, compiled_graph
 from rlcore import config as configs
 from rlcore.callbacks import Log
 from rlcore.config import Config
@@ -57,7 +57,7 @@ def measure(job: Job) -> dict[str, Any]:
 @contextmanager
 def _apart(watch: Watch) -> Iterator[None]:
     """Note what tracing and compiling graphs takes."""
-    whole = compiling.compile_graph
+    whole = compiled_graph.compile_graph
 
     def timed(*given: Any, **more: Any) -> Any:
         start = time.perf_counter()
@@ -66,11 +66,11 @@ def _apart(watch: Watch) -> Iterator[None]:
         finally:
             watch.compiling += time.perf_counter() - start
 
-    compiling.compile_graph = timed
+    compiled_graph.compile_graph = timed
     try:
         yield
     finally:
-        compiling.compile_graph = whole
+        compiled_graph.compile_graph = whole
 
 
 def _reached(job: Job, config: Config[Any], trainer: Trainer, watch: Watch, losses: list[Any]) -> bool:
