@@ -147,9 +147,8 @@ def _worst(made: Section, returns: Sequence[float], which: str | None) -> None:
     """List the episodes with the lowest returns, and say how to see the worst again."""
     first = made.evaluation["seed"]
     best = max(known.finite(returns), default=0.0)
-    order = sorted((i for i, x in enumerate(returns) if known.finite([x]) and x < best), key=lambda i: returns[i])[
-        :WORST
-    ]
+    below = [i for i, value in enumerate(returns) if known.finite([value]) and value < best]
+    order = sorted(below, key=lambda i: returns[i])[:WORST]
     if not order:
         return
     rows = [(str(first + i), number(returns[i])) for i in order]
