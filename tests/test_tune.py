@@ -380,7 +380,7 @@ def spawn(root: Path, jobs: int, *more: str) -> subprocess.Popen[bytes]:
         "--seeds",
         "1000-1001",
     ]
-    words += ["--jobs", str(jobs), "--out", str(root), "--quiet", "--trials", "5", *options(LONGER), *more]
+    words += ["--jobs", str(jobs), "--out", str(root), "--quiet", "--trials", "4", *options(LONGER), *more]
     code = "from rlcore.cli_tune import tune; tune()"
     return subprocess.Popen([sys.executable, "-c", code, *words], start_new_session=True, stderr=subprocess.PIPE)
 
@@ -415,13 +415,13 @@ def test_killed_in_the_middle_it_goes_on_and_no_trial_is_lost_or_repeated(tmp_pa
     await_end_of_group(first.pid)
     before = states(root)
     kept, files = {row["trial"]: row for row in before if row["state"] == "finished"}, finished_runs(before)
-    assert 1 <= len(kept) < 5
+    assert 1 <= len(kept) < 4
     assert any(row["state"] == "running" for row in before)
     second = spawn(root, jobs, "--resume")
     _, said = second.communicate(timeout=300)
     assert second.returncode == 0, said.decode()
     after = states(root)
-    assert [row["trial"] for row in after] == list(range(5))
+    assert [row["trial"] for row in after] == list(range(4))
     assert {row["state"] for row in after} == {"finished"}
     assert {number: after[number] for number in kept} == kept
     assert {path: finished_runs(after)[path] for path in files} == files, "a finished run was touched"
@@ -429,7 +429,7 @@ def test_killed_in_the_middle_it_goes_on_and_no_trial_is_lost_or_repeated(tmp_pa
     assert [row["settings"] for row in after][: len(begun)] == begun
     if jobs == 1:  # with two, which trials a draw learns from depends on who is first
         settings = configs.override(configs.read("cartpole_dqn"), LONGER)
-        once = worked(tmp_path / "once", define(tmp_path / "once", SPACE, 5, settings=settings, metric="frames_to"))
+        once = worked(tmp_path / "once", define(tmp_path / "once", SPACE, 4, settings=settings, metric="frames_to"))
         assert [(row["settings"], row["values"]) for row in after] == [(row["settings"], row["values"]) for row in once]
 
 
