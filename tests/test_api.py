@@ -21,6 +21,7 @@ from conftest import SMALL, assert_same_run, options, rows, scalars
 from gymnasium import spaces
 
 import rlcore
+import rlcore.cli
 from envs.cartpole import CartPole
 from rlcore import api, build, checkpoint, registry
 from rlcore import config as configs
