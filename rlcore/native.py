@@ -181,7 +181,7 @@ class BatchedEnv(VectorEnv):
         self._all = torch.ones((), dtype=torch.bool, device=self.device).expand(num_envs)  # (N,), not to be written to
         views = bits(self._key), bits(self._episode), array(self._steps), array(self._ended)
         self._counters = views  # of the same memory, (N,) each
-        self._one, self._limit = (array(torch.tensor(x, device=self.device)) for x in (1, max_episode_steps))
+        self._one = array(torch.tensor(1, device=self.device))
         n = self.num_uniforms
         self._stride = bits(torch.tensor(n, device=self.device) * GOLDEN)  # of the generator's state by episode
         self._draws = bits(torch.arange(1, n + 1, device=self.device) * GOLDEN)  # (n,)
@@ -237,7 +237,7 @@ class BatchedEnv(VectorEnv):
         if self.autoreset == "next_step":
             reward, terminated = array(reward) * ~late, terminated & ~late
             self._restart(late)
-        truncated = steps >= self._limit
+        truncated = steps >= self.max_episode_steps
         ended = terminated | truncated
         seen = self._look(self._now)
         obs = next_obs = tmap(tensor, seen)

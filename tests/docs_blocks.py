@@ -220,6 +220,7 @@ class Reader:
     def __init__(self, document: Path) -> None:
         self.document = document
         self.names: dict[str, object] = {"__name__": document.stem}
+        self.absent: set[str] = set()  # runs whose training lacked a package, so that what follows on them is left out
         Path("scripts").symlink_to(ROOT / "scripts")
         sys.path.insert(0, str(Path.cwd()))  # as Python does where it is started
 
@@ -243,9 +244,14 @@ class Reader:
     def _sh(self, block: Block) -> None:
         for line in commands(block.text):
             called = script(line)
-            if not_run(line) or (called and called[0] == "train" and lacks_weights(called[1])):
+            lacking = called is not None and called[0] == "train" and lacks_weights(called[1])
+            if called and lacking and "--out" in called[1]:
+                self.absent.add(called[1][called[1].index("--out") + 1])
+            if not_run(line) or lacking:
                 if called and called[0] == "train":
                     validate_training(called[1])
+                continue
+            if self.absent & {*shlex.split(line)}:
                 continue
             assert called, f"{block.document.name}:{block.line}: nothing runs '{line}'"
             argv = shortened(*called)
