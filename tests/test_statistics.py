@@ -310,7 +310,7 @@ def rliable() -> SimpleNamespace:
         # The newest arch that rliable takes marks an argument of a plot, not used here, as pandas 2 had it.
         patch.setattr(_decorators, "deprecate_kwarg", lambda *_, **__: lambda function: function)
         from rliable import library, metrics
-    return SimpleNamespace(library=library, metrics=metrics)
+    return SimpleNamespace(intervals=library, metrics=metrics)
 
 
 NAMES = ("IQM", "median", "mean", "optimality gap")
@@ -336,7 +336,9 @@ def test_aggregates_and_intervals_agree_with_rliable_to_three_digits(rliable, mo
     scores = np.linspace(0.2, 1.3, 26) + 0.05 * np.random.default_rng(6).normal(size=(10, 26))
     state = np.random.get_state()  # noqa: NPY002 - rliable draws from it
     np.random.seed(0)  # noqa: NPY002
-    values, ends = rliable.library.get_interval_estimates({"x": scores}, their_aggregates(rliable.metrics), reps=20_000)
+    values, ends = rliable.intervals.get_interval_estimates(
+        {"x": scores}, their_aggregates(rliable.metrics), reps=20_000
+    )
     np.random.set_state(state)  # noqa: NPY002
     ours = aggregates(scores, target=0.9)
     for i, name in enumerate(NAMES):
@@ -380,14 +382,14 @@ def test_every_interval_is_rliables_of_the_same_resamples(rliable, monkeypatch):
         scores = tables[0] if len(tables) == 1 else list(tables)
         with monkeypatch.context() as patch:
             patch.setattr(np.random, "choice", lambda *_, **__: next(handed))
-            value, ends = rliable.library.get_interval_estimates({"x": scores}, function, reps=400)
+            value, ends = rliable.intervals.get_interval_estimates({"x": scores}, function, reps=400)
         assert next(handed, None) is None
         return pytest.approx(np.vstack([value["x"], ends["x"]]), abs=1e-12)
 
     monkeypatch.setattr(scipy.stats, "bootstrap", recorded)
     profile, ours = performance_profile(x, taus), aggregates(x, 0.9)  # one seed, so of the same runs
     assert np.array([ours[name] for name in NAMES]).T.tolist() == theirs(their_aggregates(rliable.metrics), x)
-    assert np.array(profile).tolist() == theirs(lambda scores: rliable.library.score_distributions(scores, taus), x)
+    assert np.array(profile).tolist() == theirs(lambda scores: rliable.intervals.score_distributions(scores, taus), x)
     found = np.array(probability_of_improvement(x, y))[:, None]
     their = rliable.metrics.probability_of_improvement
     assert found.tolist() == theirs(lambda a, b: np.array([their(a, b)]), x, y)
