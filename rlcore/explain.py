@@ -108,17 +108,16 @@ def _explained(run: Run, obs: Any, given: list[str], prediction: Any) -> Explana
         )  # fmt: skip
     numbers, put, labels = _numbers(run, obs)
     baseline, at = _baseline(run, numbers)
-    attributions, value, at_baseline = of_numbers(lambda x: score(put(x)), numbers, baseline, index)
+    first = numbers.dim() == 4 and numbers.shape[1] <= 4 < numbers.shape[-1]  # frames, else channels last
+    planes = (0 if first else -1) if numbers.dim() == 4 else None
+    attributions, value, at_baseline = of_numbers(lambda x: score(put(x)), numbers, baseline, index, planes)
     scale, shift = _units(run, index) if run.predictor is not None else (1.0, 0.0)
     numbers, attributions = numbers[0], attributions * scale
     about |= {"value": value * scale + shift, "baseline_value": at_baseline * scale + shift, "baseline": at}
     if numbers.dim() > 1:
-        first = numbers.dim() == 3 and numbers.shape[0] <= 4 < numbers.shape[-1]  # frames, else channels last
-        planes = (0 if first else -1) if numbers.dim() == 3 else None
-        heat = attributions if planes is None else attributions.sum(planes)
         rgb = numbers.dim() == 3 and not first and numbers.shape[-1] == 3
         shown = numbers if planes is None or rgb else numbers.mean(planes)
-        return Explanation(**about, attributions=heat, names=[], image=shown.cpu().numpy())
+        return Explanation(**about, attributions=attributions, names=[], image=shown.cpu().numpy())
     grouped: dict[str, float] = {}
     came = [f"{name} = {x:.4g}" for name, x in zip(labels, numbers.tolist(), strict=True)]
     for name, share in zip(given or came, attributions.tolist(), strict=True):
@@ -215,11 +214,14 @@ def _units(run: Run, index: int) -> tuple[float, float]:
     return (one - shift, shift) if isinstance(one, float) else (1.0, 0.0)
 
 
-def of_numbers(score: Score, x: Tensor, baseline: Tensor, index: int) -> tuple[np.ndarray[Any, Any], float, float]:
+def of_numbers(
+    score: Score, x: Tensor, baseline: Tensor, index: int, over: int | None = None
+) -> tuple[np.ndarray[Any, Any], float, float]:
     """Return the attributions of x (1, ...), f(x) and f(baseline), for f the column ``index`` of ``score``.
 
-    The integral over the way is the sum of those over its parts: a part whose attributions do not add up to its own
-    difference of f is halved. Behind a normalisation f may jump within a millionth of the way.
+    Attributions are summed over the axis ``over`` of x[0]. The integral over the way is the sum of those over its
+    parts: a part whose attributions do not add up to its own difference of f is halved. Behind a normalisation f may
+    jump within a millionth of the way.
     """
     from captum.attr import IntegratedGradients  # pyright: ignore[reportPrivateImportUsage]
 
@@ -234,13 +236,16 @@ def of_numbers(score: Score, x: Tensor, baseline: Tensor, index: int) -> tuple[n
         ends = (baseline + at * (x - baseline) for at in (end, start))
         shares = method.attribute(*ends, target=index, n_steps=_POINTS)[0].detach()  # pyright: ignore
         found = shares.double().cpu().numpy()
+        found = found if over is None else found.sum(over)
         return found, abs(found.sum() - (f(end) - f(start)))
 
-    shares, missed = part(0.0, 1.0)
     value, at_baseline = f(1.0), f(0.0)
-    allowed = TOLERANCE * max(abs(value - at_baseline), 0.1 * float(np.abs(shares).sum()))
+    shares, missed = part(0.0, 1.0)
     parts = [(missed, 0.0, 1.0, shares)]
-    while sum(one[0] for one in parts) > allowed and len(parts) < _PARTS:
+    while len(parts) < _PARTS:
+        size = float(np.abs(np.sum([one[3] for one in parts], axis=0)).sum())
+        if sum(one[0] for one in parts) <= TOLERANCE * max(abs(value - at_baseline), 0.1 * size):
+            break
         worst = max(range(len(parts)), key=lambda i: parts[i][0])
         _, start, end, _ = parts.pop(worst)
         middle = (start + end) / 2
@@ -270,8 +275,8 @@ def of_tokens(
         with layer.register_forward_hook(lambda *_: embedded):
             return score(tokens.expand(len(embedded), -1))
 
-    shares, value, at_baseline = of_numbers(replaced, x, baseline, index)
-    return by_token(shares.sum(-1), tokens.shape[1]), value, at_baseline
+    shares, value, at_baseline = of_numbers(replaced, x, baseline, index, -1)
+    return by_token(shares, tokens.shape[1]), value, at_baseline
 
 
 @torch.no_grad()

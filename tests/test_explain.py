@@ -234,9 +234,11 @@ def test_goals_and_frames_are_explained(tmp_path: Path) -> None:
     assert_complete(one)
     settings = {"env.id": "PixelBreakout-v0", "budget.frames": 64}
     run = rlcore.train("cartpole_dqn", out=tmp_path / "pixels", **{**BRIEF, **settings})
-    (one,), _ = explain.explain(run, [run.spec.obs_space.sample()])
-    assert one.attributions.shape == (10, 10)
-    assert_complete(one)
+    run.spec.obs_space.seed(0)
+    for _ in range(12):  # planes of one square pull against each other: their sums are complete as well
+        (one,), _ = explain.explain(run, [run.spec.obs_space.sample()])
+        assert one.attributions.shape == (10, 10)
+        assert_complete(one)
 
 
 # The command
