@@ -176,6 +176,7 @@ def test_a_distance_has_a_bias_of_its_own() -> None:
 )  # fmt: skip
 def test_it_serves_the_spaces_of_its_encoder(name: str, space: gym.Space[Any]) -> None:
     network = make(name, space)
+    space.seed(0)
     obs = tmap(torch.as_tensor, space.sample() if isinstance(space, spaces.Tuple) else torch.as_tensor(space.sample()))
     obs = tmap(lambda x: torch.as_tensor(x).expand(2, *torch.as_tensor(x).shape), obs)
     state = network.initial_state(2)

@@ -142,7 +142,7 @@ class Many(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.observation_space.seed(seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
         self.left = 4
         return self.observation_space.sample(), self._info()
 

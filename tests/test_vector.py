@@ -143,6 +143,7 @@ class Shows(gym.Env):
     def __init__(self, observation_space=None, action_space=None):
         self.observation_space = observation_space or spaces.Discrete(2)
         self.action_space = action_space or spaces.Discrete(2)
+        self.observation_space.seed(0)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
