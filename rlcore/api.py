@@ -18,6 +18,7 @@ from rlcore.errors import Diverged, UserError
 from rlcore.evaluation import evaluate as play_and_score
 from rlcore.guards import interruptible, memory
 from rlcore.logger import Logger
+from rlcore.peak_memory import peak_memory
 from rlcore.progress import Progress
 from rlcore.resuming import resumed, started_from
 from rlcore.run import Look, Run, find_checkpoint, load
@@ -206,6 +207,7 @@ def _fail(trainer: Trainer, folder: Path, error: BaseException, logger: Logger |
 def _write_result(trainer: Trainer, folder: Path, result: dict[str, Any]) -> None:
     clock = trainer.clock
     result = {**result, "frames": clock.frames, "updates": clock.updates, "train_seconds": trainer.train_seconds}
+    result |= peak_memory(trainer.source.env.device)
     groups = trainer.optim.groups.values()
     result["parameters"] = sum(p.numel() for p in trainer.agent.parameters())
     result["trained_parameters"] = sum(p.numel() for group in groups for p in group.parameters)

@@ -26,6 +26,7 @@ from rlcore.errors import UserError, nearest
 from rlcore.evaluation import evaluate
 from rlcore.logger import Logger
 from rlcore.make import _Builder
+from rlcore.peak_memory import peak_memory
 from rlcore.study import Job, Row
 from rlcore.types import Act
 
@@ -140,6 +141,7 @@ def train(job: Job) -> None:
         player: Any = _Player(model, images)
         final = evaluate(player, test, config.eval.final_episodes, config.eval.final_seed, config.eval.max_steps)
         numbers = {"frames": model.num_timesteps, "updates": model._n_updates, "train_seconds": seconds}
+        numbers |= peak_memory("cpu")
         about = {"status": "finished", "library": f"stable-baselines3 {version('stable-baselines3')}"}
         runs.write_json(job.path / "result.json", {**about, **numbers, "evaluation": final})
 

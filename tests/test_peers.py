@@ -42,6 +42,7 @@ def test_a_peer_leaves_what_a_run_leaves(tmp_path: Path, recipe: str, peer: str,
     assert job.status() == ("finished", "")
     result = runs.read_json(job.path / "result.json")
     assert result["frames"] == 600 and result["updates"] > 0 and result["train_seconds"] > 0
+    assert result["peak_memory_mib"] > 100
     assert result["evaluation"]["seed"] == 10_000 and len(result["evaluation"]["returns"]) == 3
     with (job.path / "progress.csv").open() as file:
         frames = [int(row["frames"]) for row in csv.DictReader(file)]

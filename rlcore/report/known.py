@@ -73,6 +73,8 @@ def facts(run: Path) -> list[tuple[str, str]]:
         "Folder": str(run),
         "Started": about.get("started"),
         "Training": _seconds(result.get("train_seconds")),
+        "Peak memory": _mebibytes(result.get("peak_memory_mib")),
+        "Peak memory of the device": _mebibytes(result.get("peak_device_memory_mib")),
         "Frames": _count(described["frames"]),
         "Updates": _count(result.get("updates")),
         "Parameters": _parameters(result),
@@ -129,6 +131,10 @@ def _count(n: Any) -> str | None:
 
 def _seconds(seconds: Any) -> str | None:
     return f"{seconds:,.1f} s" if isinstance(seconds, (int, float)) else None
+
+
+def _mebibytes(size: Any) -> str | None:
+    return f"{size:,.0f} MiB" if isinstance(size, (int, float)) else None
 
 
 def _parameters(result: Mapping[str, Any]) -> str | None:
