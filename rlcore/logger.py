@@ -23,6 +23,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
+from rlcore import curves
 from rlcore.checkpoint import writing
 from rlcore.errors import Diverged, UserError
 from rlcore.trackers import Trackers
@@ -46,7 +47,7 @@ class Logger:
         trackers: who else is told; first of the rows that are there and that they lack.
 
     Raises:
-        UserError: the folder cannot be written (this holds for every method).
+        UserError: the folder cannot be written (this holds for every method), or progress.csv is damaged.
     """
 
     def __init__(self, folder: Path, resume_frames: int | None = None, trackers: Trackers | None = None) -> None:
@@ -54,9 +55,11 @@ class Logger:
         self._trackers = trackers
         self._csv = folder / "progress.csv"
         last = -1 if resume_frames is None else resume_frames
+        if resume_frames is not None:
+            curves.read(folder)  # a damaged file is told of before anything of it is cut
         with writing(folder, folder / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
-            rows = [row for row in self._read() if int(row["frames"]) <= last]
+            rows = [row for row in self._read() if float(row["frames"]) <= last] if last >= 0 else []
             self._columns = _ordered({"frames"}.union(*rows))
             self._rewrite(rows)
             files = sorted(folder.glob(_EVENTS + "[0-9]" * 10))
@@ -145,12 +148,12 @@ class Logger:
         """Return the rows of progress.csv; one that a kill left half-written is dropped."""
         if not self._csv.exists():
             return []
-        whole, _, _ = self._csv.read_text().rpartition("\n")
+        whole, _, _ = self._csv.read_text(encoding="utf-8", errors="replace").rpartition("\n")
         return list(csv.DictReader(io.StringIO(whole)))
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         temporary = self.folder / ".progress.tmp"
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

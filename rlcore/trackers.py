@@ -202,8 +202,9 @@ class Trackers:
         self._each(lambda tracker: tracker.row(frames, row), frames)
 
     def figure(self, tag: str, png: bytes, frames: int) -> None:
-        """Send a picture to the trackers that do not hold the row of its frames."""
-        self._each(lambda tracker: tracker.figure(tag, png, frames), frames)
+        """Send a picture to the trackers that do not hold the row of its frames, before which it comes."""
+        after = tag.startswith("final/")  # the last row, whose frames it has: a kill may have come between
+        self._each(lambda tracker: tracker.figure(tag, png, frames), float("inf") if after else frames)
 
     def final(self, metrics: Row, frames: int) -> None:
         """Send the final metrics."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -266,6 +267,35 @@ def test_unwritable_folder_is_one_sentence(tmp_path):
     logger._csv.symlink_to("/dev/full")  # a device that is always full
     with pytest.raises(UserError, match="No space left on device"):
         logger._append(logger._csv, b"1,2\n")
+
+
+@pytest.mark.parametrize(
+    "damaged", ["garbage\n1\n", "updates,loss\n1,2\n", "frames,loss\none,2\n", "frames,loss\n1,2,3\n"]
+)
+def test_a_damaged_file_is_one_sentence_and_left_as_it_is(tmp_path, damaged):
+    run(tmp_path, None, 200)
+    (tmp_path / "progress.csv").write_text(damaged)
+    before = scalars(tmp_path)
+    with pytest.raises(UserError, match=r"progress.csv line 2: expected a number of frames"):
+        Logger(tmp_path, 100)
+    assert (tmp_path / "progress.csv").read_text() == damaged and scalars(tmp_path) == before
+    run(tmp_path, None, 200)  # what begins anew asks nothing of it
+    assert [int(r["frames"]) for r in rows_of(tmp_path)] == [100, 200]
+
+
+def test_names_of_any_language_are_utf_8_wherever_they_are_written(tmp_path):
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from rlcore.logger import Logger
+        for resume in (None, 1):
+            logger = Logger(Path(sys.argv[1]), resume)
+            logger.write(1 + (resume or 0), {"eval/f1 (caf\\xe9)": 0.5, f"late{resume}": 1.0})
+    """
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=plain)
+    text = (tmp_path / "progress.csv").read_text(encoding="utf-8")
+    assert text == "frames,eval/f1 (café),late1,lateNone\n1,0.5,,1.0\n2,0.5,1.0,\n"
 
 
 def test_importing_leaks_no_warning_and_no_tensorflow():

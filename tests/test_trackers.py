@@ -259,6 +259,26 @@ def test_a_tracker_that_fails_is_told_of_once_and_left_alone(
     assert Fails.calls == calls
 
 
+def test_what_a_tracker_holds_is_not_sent_again_but_what_comes_after_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(trackers.KINDS, "mlflow", Fails)
+    monkeypatch.setattr(Fails, "held", 600)
+    config = configs.validate(configs.override(configs.read("cartpole_dqn"), {"log.trackers": ["mlflow"]}))
+    following = trackers.Trackers(tmp_path, config)
+    monkeypatch.setattr(Fails, "calls", 0)
+    for frames in (500, 600):
+        following.row(frames, {"loss": 1.0})
+        following.figure("eval/curve", b"", frames)  # before its row
+    assert Fails.calls == 0
+    following.figure("final/curve", b"", 600)  # after the last row: a kill came between
+    following.final({"final/mean": 1.0}, 600)
+    assert Fails.calls == 2
+    following.figure("eval/curve", b"", 700)
+    following.row(700, {"loss": 1.0})
+    assert Fails.calls == 4
+
+
 def test_mlflow_out_of_reach_does_not_stop_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
