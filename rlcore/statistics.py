@@ -9,12 +9,18 @@ https://arxiv.org/abs/2108.13264. With the score x_{mn} of run n of N on task m 
     optimality gap               gamma - 1 / (M N) sum_{m, n} min(x_{mn}, gamma)
 
 An interval is the 2.5th to the 97.5th percentile of the statistic over resamples that draw runs with replacement
-within each task (the strata). scipy.stats takes most of a second to import, so the functions import it when they run.
+within each task (the strata). For the interquartile mean of n values x_(1) <= ... <= x_(n) no resample need be sorted:
+with c_j of its draws up to x_(j), and k = floor(n / 4),
+
+    IQM = x_(1) + 1 / (n - 2k) sum_j (x_(j) - x_(1)) (clip(c_j, k, n - k) - clip(c_{j-1}, k, n - k))
+
+scipy.stats takes most of a second to import, so the functions import it when they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +29,7 @@ from numpy.typing import ArrayLike
 from rlcore.errors import Diverged
 
 RESAMPLES = 10_000  # fewer, but at least a tenth, beyond a thousand values
+BLOCK = 1_000_000  # numbers of resamples made at once, which bounds the memory
 
 
 class Estimate(NamedTuple):
@@ -40,9 +47,7 @@ def iqm(x: ArrayLike) -> float:
         ValueError: ``x`` is empty.
         Diverged: a value is not finite.
     """
-    from scipy.stats import trim_mean
-
-    return float(trim_mean(_finite(x).ravel(), 0.25))
+    return float(_pooled_iqm(_finite(x).ravel(), axis=0))
 
 
 def bootstrap_ci(x: ArrayLike, seed: int = 0) -> tuple[float, float]:
@@ -57,8 +62,7 @@ def bootstrap_ci(x: ArrayLike, seed: int = 0) -> tuple[float, float]:
     values = _finite(x).ravel()
     if len(values) == 1:
         return float(values[0]), float(values[0])
-    low, high = _interval([values], _pooled_iqm, seed)
-    return float(low), float(high)
+    return _iqm_interval([values], seed)
 
 
 def stratified_bootstrap_ci(scores: Sequence[ArrayLike] | np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -79,8 +83,7 @@ def stratified_bootstrap_ci(scores: Sequence[ArrayLike] | np.ndarray, seed: int 
     table = _finite(scores)
     if table.ndim != 2 or len(table) < 2:
         raise ValueError(f"scores have the shape {table.shape}; expected (runs, tasks) with at least two runs")
-    low, high = _interval(list(table.T), _pooled_iqm, seed)
-    return float(low), float(high)
+    return _iqm_interval(list(table.T), seed)
 
 
 def iqm_over_runs(values: ArrayLike, seed: int = 0) -> Estimate:
@@ -201,9 +204,53 @@ def _table(scores: Any) -> np.ndarray:
 
 
 def _pooled_iqm(*samples: np.ndarray, axis: int) -> np.ndarray:
-    from scipy.stats import trim_mean
+    values = np.concatenate(samples, axis=axis)
+    n = values.shape[axis]
+    cut = n // 4
+    return np.partition(values, (cut, n - cut - 1), axis=axis).take(range(cut, n - cut), axis=axis).mean(axis)
 
-    return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+def _iqm_interval(strata: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
+    """Return what `_interval` does of the interquartile mean of strata (runs,), pooled, at a fortieth of its time."""
+    values = np.concatenate(strata)
+    sizes, n = tuple(map(len, strata)), len(values)
+    order, cut, resamples = np.argsort(values), n // 4, _resamples(n)
+    lowest = values[order[0]]
+    few = n * resamples <= BLOCK  # as evaluations have, which draw the same each time
+    iqms = []
+    for drawn in (_kept if few else _drawn)(sizes, resamples, seed):
+        upto = drawn[order]  # (n, b), becomes c_j
+        for j in range(1, n):
+            upto[j] += upto[j - 1]
+        inner = upto.clip(cut, n - cut)
+        inner[1:] -= inner[:-1].copy()
+        inner[0] -= cut
+        iqms.append(lowest + np.einsum("n,nb->b", values[order] - lowest, inner) / (n - 2 * cut))
+    low, high = np.percentile(np.concatenate(iqms), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _drawn(sizes: tuple[int, ...], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each run of strata of these sizes is in each resample, (runs, b) a block."""
+    rng, runs = np.random.default_rng(seed), sum(sizes)
+    block = max(1, BLOCK // runs)
+    for start in range(0, resamples, block):
+        b = min(block, resamples - start)
+        counts = []
+        for size in sizes:  # the order in which scipy.stats.bootstrap draws
+            index = rng.integers(0, size, (b, size)) + size * np.arange(b)[:, None]
+            counts.append(np.bincount(index.ravel(), minlength=b * size).reshape(b, size).T)
+        yield np.ascontiguousarray(np.concatenate(counts), np.min_scalar_type(runs))
+
+
+@functools.lru_cache(maxsize=8)
+def _kept(sizes: tuple[int, ...], resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    return tuple(_drawn(sizes, resamples, seed))
+
+
+def _resamples(size: int) -> int:
+    """Return how many resamples of so many numbers are drawn, which bounds the time."""
+    return max(RESAMPLES // 10, min(RESAMPLES, RESAMPLES * 1000 // size))
 
 
 def _estimate(strata: list[np.ndarray], statistic: Callable[..., Any], seed: int, size: int | None = None) -> Estimate:
@@ -227,8 +274,8 @@ def _interval(
     interval = bootstrap(
         strata,
         statistic,
-        n_resamples=max(RESAMPLES // 10, min(RESAMPLES, RESAMPLES * 1000 // size)),  # bounds the time
-        batch=max(1, 1_000_000 // size),  # bounds the memory
+        n_resamples=_resamples(size),
+        batch=max(1, BLOCK // size),
         vectorized=True,
         axis=-1,
         method="percentile",

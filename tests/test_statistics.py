@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap, trim_mean
 
 from rlcore import statistics
 from rlcore.errors import Diverged
@@ -91,6 +92,22 @@ def test_intervals_agree_with_a_slow_loop():
     ):
         # Two Monte-Carlo estimates of the same quantiles: their distance is noise, small beside the width.
         assert np.abs(np.subtract(found, slow)).max() < 0.05 * (slow[1] - slow[0])
+
+
+@pytest.mark.parametrize("sizes", [[2], [3], [100], [300], [7, 7, 7], [4, 60]])
+def test_intervals_are_those_of_scipy(sizes, monkeypatch):
+    monkeypatch.setattr(statistics, "BLOCK", 150_000)  # of a few blocks, where sizes are large
+    rng = np.random.default_rng(6)
+    strata = [rng.normal(loc=100 * i, size=size) for i, size in enumerate(sizes)]
+
+    def trimmed(*samples, axis):
+        return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+    expected = bootstrap(
+        strata, trimmed, n_resamples=10_000, batch=150_000 // sum(sizes), method="percentile", rng=5
+    ).confidence_interval
+    for _ in range(2):  # drawn, and as it is kept
+        assert statistics._iqm_interval(strata, 5) == pytest.approx(tuple(expected), rel=1e-12, abs=1e-12)
 
 
 def test_deterministic_and_seeded():
@@ -345,7 +362,8 @@ def test_aggregates_and_intervals_agree_with_rliable_to_three_digits(rliable, mo
         assert float(ours[name].value) == pytest.approx(values["x"][i], abs=1e-12)
         assert (ours[name].low, ours[name].high) == pytest.approx(tuple(ends["x"][:, i]), abs=5e-4)
         assert ours[name].high - ours[name].low > 0.009  # or three digits would say nothing
-    assert (ours["IQM"].low, ours["IQM"].high) == stratified_bootstrap_ci(scores)
+    both = float(ours["IQM"].low), float(ours["IQM"].high)
+    assert stratified_bootstrap_ci(scores) == pytest.approx(both, rel=1e-12)
 
 
 def drawn_runs(samples, strata) -> np.ndarray:
