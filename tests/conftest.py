@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlcore
@@ -51,6 +54,12 @@ Command = Callable[..., Called]
 def options(settings: dict[str, Any]) -> list[str]:
     """Return settings as they are written on a command line."""
     return [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Weights and draws of torch's own generator are a test's alone, whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -112,3 +121,18 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert first_difference(*states) is None
     assert rows(one) == rows(other)
     assert scalars(one) == scalars(other)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what is traced operation by operation: all of compiling but the generation of code, which takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of its own parts
+        import torch._inductor.compile_fx
+
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph)
+    monkeypatch.setattr(
+        torch._inductor.compile_fx,
+        "compile_fx_inner",
+        lambda graph, inputs: SimpleNamespace(current_callable=lambda x: graph(*x)),
+    )
