@@ -1,12 +1,13 @@
 """Classify a text and write how it goes on: one network, two heads, trained together.
 
 The observation x is the first S tokens of a text; the action is (label c, completion a), the next L tokens. With z the
-label's logits and w those of the tokens, for labelled examples (x, c, t), where t has T tokens that count,
+label's logits and w those of the tokens, for labelled examples (x, c, t), where t has at most L tokens that count,
 
-    loss = class_weight * -log softmax(z)[c] + text_weight * (1 / T) sum_i -log softmax(w_i)[t_i]
+    loss = class_weight * -log softmax(z)[c] + text_weight * (1 / L) sum_i -log softmax(w_i)[t_i]
 
-summed over examples. What was written has no one right continuation, so a played episode is rewarded for its label
-alone: 1 if it is the right one, else 0.
+summed over examples. Every token weighs the same: with a text's own number of tokens in place of L, the few texts that
+soon end would teach to end. What was written has no one right continuation, so a played episode is rewarded for its
+label alone: 1 if it is the right one, else 0.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class ClassifyAndWriteConfig(VocabularyConfig, Folds):
     prompt_length: int = Field(default=64, ge=1, description="tokens read of each text; texts without more: left out")
     completion_length: int = Field(default=32, ge=1, description="tokens written, which come next")
     class_weight: float = Field(default=1.0, ge=0, description="weight of the label's cross-entropy")
-    text_weight: float = Field(default=1.0, ge=0, description="weight of the mean cross-entropy of a text's tokens")
+    text_weight: float = Field(
+        default=1.0, ge=0, description="weight of a text's cross-entropy: the sum of its tokens' / completion_length"
+    )
     val_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of texts held out to choose models")
     test_fraction: float = Field(default=0.2, ge=0, lt=1, description="fraction of texts held out to report")
     labels: list[str] | None = Field(default=None, description="a saved run's labels, in their order")
@@ -141,8 +144,7 @@ def specify(vocabulary: Vocabulary, labels: int, config: ClassifyAndWriteConfig)
     def loss(prediction: tuple[Tensor, Tensor], target: Tensor) -> tuple[Tensor, int]:
         label_logits, token_logits = prediction  # (B, C), (B, L, V)
         label, text = target[:, 0], target[:, 1:]
-        counted = (text != vocabulary.pad).sum(1)  # (B,), at least 1
-        written = (criterion.each(token_logits, text).sum(1) / counted).sum()
+        written = criterion.loss(token_logits, text)[0] / config.completion_length
         named = F.cross_entropy(label_logits, label, reduction="sum")
         return config.class_weight * named + config.text_weight * written, len(target)
 
