@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from envs import figures, mistakes
 from rlcore import api
 from rlcore.errors import UserError
 from rlcore.plain_yaml import dump, parse
-from rlcore.report import drawing, episode, known, report, seen
+from rlcore.report import _film, drawing, episode, known, report, seen
 from rlcore.report.page import Page
 from rlcore.report.page import html as written
-from rlcore.report.sections import Section
+from rlcore.report.sections import Section, section
 from rlcore.run import load
 
 needs_browser = pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no chromium; apt-get install chromium")
@@ -239,6 +240,16 @@ def test_several_runs_are_compared_as_evaluate_does(finished: Path, tmp_path: Pa
     page = (tmp_path / "report.html").read_text()
     assert re.findall(r'<a href="#(.*?)">', page) == re.findall(r'<details class="run" id="(.*?)"', page)
     assert page.count('class="film"') == 1
+    played = {found["mean"]: found["returns"][0] for found in (result(run)["evaluation"] for run in runs)}
+    assert len(set(played.values())) == 2, "either run's film would do"
+    assert f"seed 10000: return {played[max(played)]:.6g} in" in page  # the middle of two is the upper
+
+
+def test_every_environment_has_a_film_though_runs_of_own_files_have_no_recipe(finished: Path) -> None:
+    one = replace(section(finished, "run-1", None, None), recipe="")
+    sections = [one, replace(one, id="run-2"), replace(one, id="run-3", environment="Other-v0")]
+    _film(sections)
+    assert sorted(bool(made.episode) for made in sections[:2]) == [False, True] and sections[2].episode
 
 
 def test_checkpoint_and_episodes_are_played_anew(finished: Path, tmp_path: Path, command: Command) -> None:

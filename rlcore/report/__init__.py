@@ -51,12 +51,13 @@ def report(
 
 
 def _film(sections: Sequence[Section]) -> None:
-    """Show an episode of the only run, or of each recipe's run in the middle of its runs' results."""
+    """Show an episode of the only run, or of each recipe and environment the run in the middle of the results."""
     from rlcore.report.episode import episode
     from rlcore.run import load
 
-    for recipe in dict.fromkeys(made.recipe for made in sections):
-        played = [made for made in sections if made.recipe == recipe and made.headline and not made.task]
+    for kind in dict.fromkeys((made.recipe, made.environment) for made in sections):
+        alike = [made for made in sections if (made.recipe, made.environment) == kind]
+        played = [made for made in alike if made.headline and not made.task]
         if not played:
             continue
         middle = sorted(played, key=lambda made: made.evaluation["mean"])[len(played) // 2]
