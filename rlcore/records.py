@@ -21,6 +21,7 @@ NUMBERS = (  # what NumPy knows as well
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.float32, torch.float64),
 )
+ZERO = np.zeros((), np.float32)
 SMALL = 256  # bytes; an item of several cache lines gains nothing from a record, and is better left contiguous
 
 
@@ -76,6 +77,10 @@ class Records:
             numbers.narrow(-1, first, torch.Size(shape).numel()).unflatten(-1, shape) if shape else numbers[..., first]
         )
 
+    def items(self, records: Any, name: str) -> Tensor:
+        """Return what `column` does as a tensor."""
+        return torch.from_numpy(records[name]) if isinstance(records, np.ndarray) else self.column(records, name)
+
     def put(self, slot: Any, name: str, items: Tensor) -> None:
         """Write items (N, ...) of one tensor into the records ``slot``, an array (N,) or on a CPU a slice.
 
@@ -109,6 +114,25 @@ def where(flag: Any, x: Any, y: Any) -> Any:
 def minimum(x: Any, y: Any) -> Any:
     """Return the smaller ones of two arrays' numbers."""
     return np.minimum(x, y) if isinstance(x, np.ndarray) else torch.minimum(x, y)
+
+
+def unless(flag: Any, x: Any) -> Any:
+    """Return ``x``, an array (B,) or one number, where not ``flag`` (B,), and else 0: float32."""
+    return (
+        np.where(flag, ZERO, np.asarray(x, np.float32)) if isinstance(flag, np.ndarray) else torch.where(flag, 0.0, x)
+    )
+
+
+def first(x: Any, most: int) -> Any:
+    """Return an array's first number, at most ``most``: on a CPU Python's own, which costs a tenth."""
+    return min(x.item(0), most) if isinstance(x, np.ndarray) else x[:1].clamp(max=most)
+
+
+def below(size: Any, count: int, generator: torch.Generator) -> Tensor:
+    """Return (count,) int64 drawn uniformly from 0, ..., size - 1; ``size`` is what `first` returns."""
+    if isinstance(size, int):
+        return torch.randint(size, (count,), generator=generator)
+    return (torch.rand(count, dtype=torch.float64, device=size.device, generator=generator) * size).long()
 
 
 def find(edges: Any, x: Any) -> Any:

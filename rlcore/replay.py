@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rlcore.errors import UserError
 from rlcore.native import array, tensor
-from rlcore.records import Records, find, fits, minimum, pick, where, whole
+from rlcore.records import Records, below, find, first, fits, minimum, pick, unless, where, whole
 from rlcore.tree import cut, leaves, tmap
 from rlcore.types import Rollout, Transition
 
@@ -185,9 +185,9 @@ class ReplayBuffer:
             UserError: nothing was ever stored.
         """
         self.check_stored()
-        uniform = array(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator))
         if self._even and length == 1 and self.capacity % self.num_envs == 0:  # all stored slots are 0, 1, ...
-            return tensor(whole(uniform * (minimum(self._head[:1], self._limit[:1]) * self.num_envs)))
+            return below(first(self._head, self.rows) * self.num_envs, count, generator)
+        uniform = array(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator))
         size = minimum(self._head, self._limit)  # (N,)
         starts = size if length == 1 else minimum((size - (length - 1)).clip(1), size)  # (N,)
         end = starts.cumsum(0)
@@ -211,19 +211,19 @@ class ReplayBuffer:
         """
         at = array(index)
         if n_step == 1:
-            first = final = self._records.take(at)
-            last, reward, power = at, self._column("reward", first), np.float32(gamma)
+            start = final = self._records.take(at)
+            last, reward, power = at, self._items("reward", start, at), gamma
         else:
-            first, last, reward, power = self._look_ahead(at, gamma, n_step)
+            start, last, reward, power = self._look_ahead(at, gamma, n_step)
             final = self._records.take(last)
-        return Transition(
-            obs=self._items("obs", first, at),
-            action=self._items("action", first, at),
-            reward=tensor(reward),
-            discount=tensor(~self._column("terminated", final) * power),
-            next_obs=self._items("next_obs", final, last),
-            extras={
-                name: self._items(name, *((final, last) if name.startswith("next_") else (first, at)))
+        return Transition(  # in their order, which costs a microsecond less than by name
+            self._items("obs", start, at),
+            self._items("action", start, at),
+            reward,
+            tensor(unless(self._column("terminated", final), power)),
+            self._items("next_obs", final, last),
+            {
+                name: self._items(name, *((final, last) if name.startswith("next_") else (start, at)))
                 for name in self._extras
             },
         )
@@ -255,15 +255,14 @@ class ReplayBuffer:
 
     def _items(self, name: str, records: Any, at: Any) -> Any:
         """Return a field's tree of the slots ``at``, whose records are at hand."""
-
-        def items(key: str) -> Tensor:
-            if key in self._large:
-                large = self._large[key]
-                return large.index_select(0, tensor(at).view(-1)).view(*at.shape, *large.shape[1:])
-            return tensor(self._records.column(records, key))
-
         field = self._fields[name]
-        return items(field) if isinstance(field, str) else tmap(items, field)
+        if isinstance(field, str) and field not in self._large:  # for speed: what follows does it as well
+            return self._records.items(records, field)
+        return tmap(lambda key: self._far(key, at) if key in self._large else self._records.items(records, key), field)
+
+    def _far(self, key: str, at: Any) -> Tensor:
+        large = self._large[key]
+        return large.index_select(0, tensor(at).view(-1)).view(*at.shape, *large.shape[1:])
 
     def _column(self, name: str, records: Any) -> Any:
         return self._records.column(records, self._fields[name])
@@ -288,7 +287,7 @@ class ReplayBuffer:
         rewards = self._column("reward", steps) * power[:-1, None]
         reward = rewards[0] + where(goes_on, rewards[1:], 0.0).sum(0)
         beyond = goes_on.sum(0)  # (B,) steps after the first
-        return steps[0], (at + pick(ahead, beyond)) % self.slots, reward, pick(power, beyond + 1)
+        return steps[0], (at + pick(ahead, beyond)) % self.slots, tensor(reward), pick(power, beyond + 1)
 
     def __len__(self) -> int:
         """Return the number of transitions stored. Waits for the device: for use between iterations only."""
