@@ -11,7 +11,8 @@ import torch
 from gymnasium.envs.classic_control import AcrobotEnv
 
 from envs.classic import draw, limit
-from rlcore.native import BatchedEnv, constant, float32, library, stack
+from rlcore.arrays import constant, float32, library, stack
+from rlcore.native import BatchedEnv
 from rlcore.vector import Autoreset, Split
 
 SPEED_MAX = (4 * math.pi, 9 * math.pi)  # of the two joints, rad/s

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
+from rlcore.arrays import constant, float32, library, stack
 from rlcore.errors import UserError
-from rlcore.native import BatchedEnv, constant, float32, library, stack
+from rlcore.native import BatchedEnv
 from rlcore.vector import Autoreset, Split
 
 X_LIMIT = 2.4  # m

@@ -10,7 +10,8 @@ import torch
 from gymnasium.envs.classic_control import MountainCarEnv
 
 from envs.classic import draw, limit
-from rlcore.native import BatchedEnv, constant, float32, library, stack
+from rlcore.arrays import constant, float32, library, stack
+from rlcore.native import BatchedEnv
 from rlcore.vector import Autoreset, Split
 
 X_MIN, X_MAX, GOAL = -1.2, 0.6, 0.5

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rlcore.native import check_arguments, check_states, mix, seed_list, uniforms
+from rlcore.arrays import mix, uniforms
+from rlcore.native import check_arguments, check_states, seed_list
 from rlcore.tree import tmap
 from rlcore.types import Example, Spec, Step
 from rlcore.vector import Autoreset, Split, Task, VectorEnv

@@ -11,7 +11,8 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 
 from envs.classic import draw, limit
-from rlcore.native import BatchedEnv, constant, float32, library, stack
+from rlcore.arrays import constant, float32, library, stack
+from rlcore.native import BatchedEnv
 from rlcore.vector import Autoreset, Split
 
 SPEED_MAX, TORQUE_MAX = 8.0, 2.0

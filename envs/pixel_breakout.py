@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from envs.classic import limit
+from rlcore.arrays import GOLDEN, bits, constant, float32, library, mix, stack, unit, whole
 from rlcore.errors import UserError
-from rlcore.native import GOLDEN, BatchedEnv, bits, constant, float32, library, mix, stack, unit, whole
+from rlcore.native import BatchedEnv
 from rlcore.vector import Autoreset, Split
 
 SIZE, PLANES = 10, 4  # the planes are paddle, ball, trail and bricks

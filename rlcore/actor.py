@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +12,16 @@ from torch import Tensor
 from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.compiled_acting import Acts, Inputs, compiled_act
+from rlcore.compiled_play import Play, compiled_play
 from rlcore.errors import UserError
 from rlcore.seeding import derive, generator
-from rlcore.tree import tmap
+from rlcore.tree import cut, tmap
 from rlcore.types import Act, Step
 from rlcore.vector import VectorEnv
 
 
 class Acted(NamedTuple):
-    """One act and its step: everything a source may want to store."""
+    """One act and its step, or several in order of time, (T, N, ...): everything a source may want to store."""
 
     obs: Any  # tree (N, ...): what the action was chosen on
     state: Any  # tree (N, ...): recurrent state before the act
@@ -62,16 +64,19 @@ class EpisodeMeter:
         self.running = torch.zeros(2, num_envs, dtype=torch.float64, device=device)  # return, length so far
         # Sums over episodes of returns, lengths, 1 and successes.
         self.finished = torch.zeros(4, dtype=torch.float64, device=device)
-        self._steps: list[tuple[Tensor, ...]] = []  # not counted yet: reward, terminated, truncated, valid, success
-        self._many = max(1, min(128, 2**17 // num_envs))  # steps held, at most
+        # Not counted yet: rewards, terminated, truncated, valid, successes, (T, N) each.
+        self._steps: list[tuple[Tensor, ...]] = []
+        self._held = 0  # steps, of all these
+        self._many = max(1, min(128, 2**17 // num_envs))  # from which on they are counted
         self._judged = False  # whether the environment tells successes
 
     def add(self, step: Step) -> None:
-        """Count one step of every environment; fake rows do not count."""
+        """Count successive steps of every environment, (T, N, ...); fake rows do not count."""
         self._judged = "is_success" in step.extras
         success = (step.extras["is_success"],) if self._judged else ()
         self._steps.append((step.reward, step.terminated, step.truncated, step.valid, *success))
-        if len(self._steps) == self._many:
+        self._held += len(step.reward)
+        if self._held >= self._many:
             self._count()
 
     def _count(self) -> None:
@@ -79,6 +84,7 @@ class EpisodeMeter:
             return
         reward, terminated, truncated, valid, *success = self._stacked()  # (T, N)
         self._steps.clear()
+        self._held = 0
         done = (terminated | truncated) & valid
         episode = done.cumsum(0) - done.long()  # (T, N): how many episodes ended before a step
         sums = self.running.new_zeros(2, len(done) + 1, done.shape[1])  # returns and lengths of each env's episodes
@@ -93,7 +99,7 @@ class EpisodeMeter:
             self.finished[3] += (success[0] & done).sum()
 
     def _stacked(self) -> list[Tensor]:
-        return [torch.stack(column) for column in zip(*self._steps, strict=True)]
+        return [torch.cat(column) for column in zip(*self._steps, strict=True)]
 
     def flush(self) -> dict[str, float]:
         """Return the mean return, length and success of the episodes finished since the last flush, if any."""
@@ -115,7 +121,8 @@ class EpisodeMeter:
         """Continue where ``state_dict`` was called."""
         self.running.copy_(state["running"])
         self.finished.copy_(state["finished"])
-        self._steps = list(zip(*(column.to(self.running.device) for column in state["steps"]), strict=True))
+        held = tuple(column.to(self.running.device) for column in state["steps"])
+        self._steps, self._held = ([held], len(held[0])) if held else ([], 0)
         self._judged = state.get("judged", len(state["steps"]) > 4)  # checkpoints of before only tell by the steps
 
     def cut(self) -> None:
@@ -137,14 +144,33 @@ class Actor:
         self.state: Any = None  # built by the first act, which knows the agent
         self.compiled = False  # whether the agent's act is to be
         self.acts: tuple[Agent, Acts] | None = None  # the agent, and what is called in its place, once it is
+        self.plays: tuple[Agent, Play | None] | None = None  # the agent, and what acts and steps, if that is compiled
 
-    def noise(self, agent: Agent, steps: int) -> list[dict[str, Tensor]]:
-        """Draw at once, which is cheaper, the randomness of so many steps to come."""
-        drawn = agent.noise("act", steps * self.env.num_envs, self.rng)
-        if steps == 1:
-            return [drawn]
-        rows = {name: x.unflatten(0, (steps, -1)).contiguous().unbind() for name, x in drawn.items()}
-        return [{name: x[i] for name, x in rows.items()} for i in range(steps)]
+    def steps(self, agent: Agent, knobs: dict[str, Tensor], count: int, random: bool = False) -> list[Acted]:
+        """Act so many times in every environment; return it in order of time, in parts (T, N, ...).
+
+        The randomness of all is drawn at once, which is cheaper.
+        """
+        drawn = agent.noise("act", count * self.env.num_envs, self.rng)
+        rows = {name: x.unflatten(0, (count, -1)) for name, x in drawn.items()}
+        play = None if random or not self.compiled else self._play(agent, knobs, rows)
+        if play is None:
+            each = cut(drawn, count)
+            return [joined([self.step(agent, knobs, noise, random) for noise in each])]
+        parts = []
+        for act, step in play(self.obs, rows, count):
+            obs = tmap(lambda first, later: torch.cat((first.unsqueeze(0), later[:-1])), self.obs, step.obs)
+            parts.append(Acted(obs, self.state, {}, act, step))
+            self.obs, self.extras = tmap(lambda x: x[-1], (step.obs, step.extras))
+        return parts
+
+    def _play(self, agent: Agent, knobs: dict[str, Tensor], rows: dict[str, Tensor]) -> Play | None:
+        if self.plays is None or self.plays[0] is not agent:
+            if self.state is None:
+                self.state = agent.initial_state(self.env.num_envs)
+            noise = {name: x[0].contiguous() for name, x in rows.items()}
+            self.plays = agent, compiled_play(agent, self.env, self.obs, self.state, knobs, noise)
+        return self.plays[1]
 
     def step(self, agent: Agent, knobs: dict[str, Tensor], noise: dict[str, Tensor], random: bool = False) -> Acted:
         """Act once in every environment; ``random``: uniformly, whatever the agent would do."""
@@ -173,8 +199,8 @@ class Actor:
 
     def finish(self, agent: Agent, act: Act, step: Step) -> Acted:
         """Take note of what became of the chosen actions."""
-        self.episodes.add(step)
-        acted = Acted(self.obs, self.state, self.extras, act, step)
+        masks = {name: x for name, x in self.extras.items() if name == "action_mask"}
+        acted = Acted(self.obs, self.state, masks, act, step)
         self.obs, self.extras = step.obs, step.extras
         if not is_empty(act.state):
             fresh = step.terminated | step.truncated | ~step.valid
@@ -207,6 +233,11 @@ class Actor:
         device = self.env.device
         self.obs, self.extras = tmap(lambda x: x.to(device), (state["obs"], state["extras"]))
         self.state = None if state["state"] is None else tmap(lambda x: x.to(device), state["state"])
+
+
+def joined(acted: Sequence[Acted]) -> Acted:
+    """Return single acts and steps one after the other, every tensor (T, N, ...)."""
+    return tmap(lambda *x: torch.stack(x), *acted) if len(acted) > 1 else tmap(lambda x: x.unsqueeze(0), acted[0])
 
 
 def _like(flags: Tensor, x: Tensor) -> Tensor:

@@ -28,14 +28,15 @@ Acts = Callable[[Inputs], Act]
 SMALL = 2**16  # multiplications up to which a product is faster as a sum; measured at 1 to 16 rows of 64 to 256
 
 
-class _Call(nn.Module):
-    """An agent's ``act`` as a module: `torch.func.functional_call` reaches it through ``forward``."""
+class Call(nn.Module):
+    """An agent's ``act`` as a module: `torch.func.functional_call` reaches it through `forward`."""
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.agent = agent
 
     def forward(self, inputs: Inputs) -> Act:
+        """Act."""
         return self.agent.act(*inputs)
 
 
@@ -58,7 +59,7 @@ def compiled_act(agent: Agent, inputs: Inputs) -> Acts:
 def _compiled(agent: Agent, inputs: Inputs) -> Acts:
     compiled_graph.prepare()
     named = dict(compiled_graph.named_tensors(agent))
-    call, form = _Call(agent), Act(torch.empty(0))
+    call, form = Call(agent), Act(torch.empty(0))
 
     def traced(*tensors: Tensor) -> list[Tensor]:
         nonlocal form

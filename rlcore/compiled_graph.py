@@ -31,8 +31,8 @@ def compile_graph(
 ) -> Callable[[list[Tensor]], Any]:
     """Trace a function of tensors and compile it; inputs that it does not read are left out.
 
-    A ``table`` says how to do some of torch's operations, for a function that writes to no tensor given and needs no
-    gradient: what torch wraps around other graphs, which costs as much as a small network, is then left out.
+    A ``table`` says how to do some of torch's operations, for a function that needs no gradient: what torch wraps
+    around other graphs, which costs as much as a small network, is then left out.
     """
     import torch._inductor.config
     from torch._guards import TracingContext, tracing
@@ -61,7 +61,8 @@ def compile_graph(
     with torch.no_grad(), torch.random.fork_rng(devices=[] if cpu else None), tracing(TracingContext(fake)):
         if table is not None:
             with torch._inductor.config.patch(OPTIONS):
-                inner: Any = compile_fx_inner(traced, [examples[i] for i in used])
+                made: Any = compile_fx_inner(traced, [examples[i] for i in used])
+            inner = made.current_callable  # without what looks, at every call, whether the call is recorded
             return lambda given: inner([given[i] for i in used])
         compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
     # What torch wraps it in, for code that is being traced, costs as much as a small layer.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rlcore import compiled_graph
+from rlcore import compiled_graph, graphs
 from rlcore.agent import Agent
 from rlcore.config import Config, DatasetConfig, ReplayConfig
 from rlcore.errors import UserError, note
@@ -170,7 +170,7 @@ class Update:
         self.fixed = [group.flat.detach(), group.flat.grad, self.lr]
         tensors = [*self.fixed, *self._kept(), *(p.detach() for p in rest.values()), *inputs]
         self.rest = tensors[-len(inputs) - count : -len(inputs)] if inputs else tensors[-count:]
-        self.run = compiled_graph.compile_graph(traced, tensors)
+        self.run = graphs.replayed(compiled_graph.compile_graph(traced, tensors), tensors, len(inputs))
 
     def __call__(self, inputs: Sequence[Tensor], lr: float) -> Learnt:
         """Learn; return the loss, its mean, and the gradient's norm where the weights moved."""

@@ -16,7 +16,6 @@ How much is needed lies on the device: `FrameBuffer.add` looks at it, and waits,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,10 +99,10 @@ class FrameBuffer(ReplayBuffer):
             self._inspect()
         return slot
 
-    def extend(self, steps: Sequence[dict[str, Any]]) -> None:
-        """Store steps of the N environments, all valid."""
-        for step in steps:
-            self.add(step)
+    def extend(self, steps: dict[str, Any]) -> None:
+        """Store steps of the N environments, fields (T, N, ...), all valid."""
+        for t in range(len(steps["reward"])):
+            self.add(tmap(lambda x, t=t: x[t], steps))
 
     def cut(self) -> None:
         """End every environment's running episode; see `ReplayBuffer.cut`."""

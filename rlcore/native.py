@@ -11,104 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.arrays import GOLDEN, array, bits, mix, same, tensor, unit
 from rlcore.errors import UserError, nearest
 from rlcore.tree import leaves, tmap
 from rlcore.types import Spec, Step
 from rlcore.vector import Autoreset, Split, VectorEnv
 
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed 64-bit number
-_CONSTANTS = (1, 11, 27, 30, 31, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_1, _11, _27, _30, _31, _FIRST, _SECOND = (np.array(x, np.uint64) for x in _CONSTANTS)
-_ULP = np.array(2.0**-53)
-
-
-def array(x: Any) -> Any:
-    """Return a NumPy view of the tensor ``x`` on a CPU (several times faster where ``x`` is small), else ``x`` itself.
-
-    Code that uses operators only serves both.
-    """
-    return x.numpy() if isinstance(x, Tensor) and x.is_cpu else x
-
-
-def tensor(x: Any) -> Any:
-    """Undo `array`."""
-    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
-
-
-def library(x: Any) -> Any:
-    """Return the module that has sin, where, minimum and their kin for what `array` made, or one number of it."""
-    return torch if isinstance(x, Tensor) else np
-
-
-def constant(value: Any, device: torch.device, dtype: torch.dtype = torch.float64, num_envs: int = 0) -> Any:
-    """Return numbers as what `array` makes of tensors, which is twice as fast in NumPy as Python's.
-
-    With ``num_envs`` 1 a number is NumPy's scalar, as a lone environment's own are.
-    """
-    made = array(torch.tensor(value, dtype=dtype, device=device))
-    return made[()] if num_envs == 1 and isinstance(made, np.ndarray) else made
-
-
-def same(x: Any) -> Any:
-    """Return ``x``."""
-    return x
-
-
-def stack(columns: Sequence[Any]) -> Any:
-    """Return the k arrays or tensors (N,) as the rows of one, (k, N)."""
-    if isinstance(columns[0], Tensor):
-        return torch.stack([*columns])
-    rows = np.empty((len(columns), *columns[0].shape), columns[0].dtype)  # several times faster than np.stack
-    for i, column in enumerate(columns):
-        rows[i] = column
-    return rows
-
-
-def float32(x: Any) -> Any:
-    """Return a copy of an array or a tensor in float32, its rows contiguous."""
-    if isinstance(x, Tensor):
-        return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    if x.ndim < 2 or len(x) < 512:
-        return x.astype(np.float32, order="C")
-    rows = np.empty(x.shape, np.float32)
-    for i in range(x.shape[1]):  # by columns is three times faster where there are many rows
-        rows[:, i] = x[:, i]
-    return rows
-
-
-def whole(x: Any) -> Any:
-    """Return an array or a tensor in int64."""
-    return x.long() if isinstance(x, Tensor) else x.astype(np.int64)
-
-
-def bits(x: Any) -> Any:
-    """Return what `array` does of int64 numbers, as uint64 where that is NumPy's: for `mix` and `unit`."""
-    view = array(x)
-    return view.view(np.uint64) if isinstance(view, np.ndarray) else view
-
-
-def mix(z: Any) -> Any:
-    """Scramble an int64 tensor or a uint64 array: the output function of splitmix64 (Steele, Lea & Flood 2014)."""
-    if isinstance(z, np.ndarray):
-        z = (z ^ (z >> _30)) * _FIRST
-        z = (z ^ (z >> _27)) * _SECOND
-        return z ^ (z >> _31)
-    z = (z ^ (z >> 30 & (1 << 34) - 1)) * (0xBF58476D1CE4E5B9 - 2**64)  # the masks make the shifts logical
-    z = (z ^ (z >> 27 & (1 << 37) - 1)) * (0x94D049BB133111EB - 2**64)
-    return z ^ (z >> 31 & (1 << 33) - 1)
-
-
-def unit(z: Any) -> Any:
-    """Return float64 in [0, 1) from what `mix` returned: its upper 53 bits."""
-    if isinstance(z, np.ndarray):
-        return (z >> _11) * _ULP
-    return (z >> 11 & (1 << 53) - 1).double() * 2.0**-53
-
-
-def uniforms(key: Tensor, episode: Tensor, n: int) -> Tensor:
-    """Return (N, n) float64 in [0, 1): outputs episode*n ... episode*n + n-1 of splitmix64 seeded with ``key`` (N,)."""
-    draw = torch.arange(1, n + 1, device=key.device)
-    return tensor(unit(mix(bits(key[:, None] + (episode[:, None] * n + draw) * GOLDEN))))
+_1 = np.array(1, np.uint64)
 
 
 def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
@@ -156,6 +65,13 @@ class BatchedEnv(VectorEnv):
     num_uniforms: int
     on_arrays: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    _built_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Remember what it is built with, for `twin`."""
+        self = super().__new__(cls)
+        self._built_with = args, kwargs
+        return self
 
     def __init__(
         self,
@@ -174,23 +90,33 @@ class BatchedEnv(VectorEnv):
         self.spec = Spec(obs_space, action_space)
         self.max_episode_steps = max_episode_steps
         self._take, self._give = (array, same) if self.on_arrays else (same, tensor)  # of actions; of all else
-        self._key = mix(torch.arange(num_envs, device=self.device))  # (N,)
-        self._episode = torch.zeros_like(self._key)  # (N,)
-        self._steps = torch.zeros_like(self._key)  # (N,)
-        self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # (N,)
+        key = mix(torch.arange(num_envs, device=self.device))  # (N,)
+        ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._all = torch.ones((), dtype=torch.bool, device=self.device).expand(num_envs)  # (N,), not to be written to
-        views = bits(self._key), bits(self._episode), array(self._steps), array(self._ended)
-        self._counters = views  # of the same memory, (N,) each
         self._one = array(torch.tensor(1, device=self.device))
         n = self.num_uniforms
         self._stride = bits(torch.tensor(n, device=self.device) * GOLDEN)  # of the generator's state by episode
         self._draws = bits(torch.arange(1, n + 1, device=self.device) * GOLDEN)  # (n,)
-        start = tensor(self._start(*views[:2]))  # (N, k)
-        self._state = torch.empty_like(start.t(), memory_format=torch.contiguous_format).t()  # columns are contiguous
-        self._state.copy_(start)
-        self._now = array(self._state)  # a view
+        start = tensor(self._start(bits(key), bits(torch.zeros_like(key))))  # (N, k)
+        state = torch.empty_like(start.t(), memory_format=torch.contiguous_format).t()  # columns are contiguous
+        self.place(state.copy_(start), key, torch.zeros_like(key), torch.zeros_like(key), ended)
         self._lone = self.alone and num_envs == 1 and isinstance(self._now, np.ndarray)
-        self._used = np.ones(num_envs, dtype=np.bool_)  # (N,): on a CPU, whose next start is to be made
+
+    def place(self, state: Tensor, key: Tensor, episode: Tensor, steps: Tensor, ended: Tensor) -> None:
+        """Keep all that changes in the tensors given, (N, k) and (N,) each, and go on from what they hold."""
+        self._state, self._key, self._episode, self._steps, self._ended = state, key, episode, steps, ended
+        self._now = array(state)  # a view, as those are:
+        self._counters = bits(key), bits(episode), array(steps), array(ended)
+        self._used = np.ones(self.num_envs, dtype=np.bool_)  # (N,): on a CPU, whose next start is to be made
+
+    def placed(self) -> list[Tensor]:
+        """Return the tensors of `place`; whoever writes to them calls it with them afterwards."""
+        return [self._state, self._key, self._episode, self._steps, self._ended]
+
+    def twin(self) -> BatchedEnv:
+        """Return one like it that works on tensors wherever it is. To be called, and used, under `on_tensors`."""
+        args, kwargs = self._built_with
+        return type(self)(*args, **kwargs)
 
     @abstractmethod
     def initial(self, u: Any) -> Any:

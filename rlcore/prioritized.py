@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.native import array, tensor
+from rlcore.arrays import array, tensor
 from rlcore.records import find, minimum, pick, where
 from rlcore.replay import ReplayBuffer
 

@@ -18,7 +18,6 @@ apart: another way of choosing (`rlcore.prioritized`) brings its own index and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -116,27 +115,29 @@ class ReplayBuffer:
         self._write(slice(int(slot[0]), int(slot[0]) + self.num_envs) if successive else slot, step)
         return tensor(slot)
 
-    def extend(self, steps: Sequence[dict[str, Any]]) -> None:
-        """Store steps of the N environments, all valid: what adding one after the other does, with a copy a field."""
-        head, count, n = self._head, len(steps), self.num_envs
+    def extend(self, steps: dict[str, Any]) -> None:
+        """Store steps of the N environments, fields (T, N, ...), all valid: as adding one after the other does."""
+        head, count, n = self._head, len(steps["reward"]), self.num_envs
         if not (self._even and isinstance(head, np.ndarray) and 1 < count <= self.rows):
-            for step in steps:
-                self.add(step)
+            for t in range(count):
+                self.add(tmap(lambda x, t=t: x[t], steps))
             return
         first = int(head[0]) % self.rows
         left = min(count, self.rows - first)  # rows before the ring's end
-        self._write(slice(first * n, (first + left) * n), *steps[:left])
-        if left < count:
-            self._write(slice(0, (count - left) * n), *steps[left:])
+        flat = tmap(lambda x: x.flatten(0, 1), steps)
+        if left == count:
+            self._write(slice(first * n, (first + left) * n), flat)
+        else:
+            self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[: left * n], flat))
+            self._write(slice(0, (count - left) * n), tmap(lambda x: x[left * n :], flat))
         self._empty = False
         self._newest[:] = (first + count - 1) % self.rows * n + self._env
         head += count
 
-    def _write(self, at: Any, *steps: dict[str, Any]) -> None:
-        """Write steps into the slots ``at``, an array, or on a CPU, where they are successive, a slice."""
+    def _write(self, at: Any, items: dict[str, Any]) -> None:
+        """Write items into the slots ``at``, an array, or on a CPU, where they are successive, a slice."""
 
-        def put(name: str, *items: Tensor) -> None:
-            x = items[0] if len(items) == 1 else torch.cat(items)
+        def put(name: str, x: Tensor) -> None:
             if name not in self._large:
                 self._records.put(at, name, x)
             elif isinstance(at, slice):
@@ -145,7 +146,7 @@ class ReplayBuffer:
                 self._large[name].index_copy_(0, tensor(at), x)
 
         for name, field in self._fields.items():
-            tmap(put, field, *[step[name] for step in steps])
+            tmap(put, field, items[name])
 
     def turnover(self, length: int = 1) -> tuple[Tensor, Tensor]:
         """Return which slots became a start and which ceased to be one with each environment's latest step, (N,) each.

@@ -19,6 +19,7 @@ from rlcore.config import NetworkConfig, RolloutConfig
 from rlcore.errors import Diverged
 from rlcore.logger import Meter
 from rlcore.sources import Rollout
+from rlcore.tree import tmap
 from rlcore.types import Step
 
 
@@ -40,6 +41,11 @@ def random_steps(seed: int, count: int, n: int, judged: bool) -> list[Step]:
         )
         for _ in range(count)
     ]
+
+
+def stacked(steps: list[Step]) -> Step:
+    """Return steps one after the other, (T, N, ...)."""
+    return tmap(lambda *x: torch.stack(x), *steps)
 
 
 def slow(steps: list[Step]) -> dict[str, float]:
@@ -67,8 +73,8 @@ def slow(steps: list[Step]) -> dict[str, float]:
 def test_episodes_are_those_counted_one_by_one(seed: int, count: int, n: int, many: int, judged: bool) -> None:
     meter, steps = EpisodeMeter(n, torch.device("cpu")), random_steps(seed, count, n, judged)
     meter._many = many
-    for step in steps:
-        meter.add(step)
+    for i in range(0, count, 3):
+        meter.add(stacked(steps[i : i + 3]))
     assert meter.flush() == pytest.approx(slow(steps), rel=1e-12)
     assert meter.flush() == {}, "what was told is not told again"
 
@@ -80,8 +86,8 @@ def test_saving_the_episodes_changes_no_bit_of_their_means(seed: int, saves: lis
     plain, saved = (EpisodeMeter(3, torch.device("cpu")) for _ in range(2))
     plain._many = saved._many = 7
     for i, step in enumerate(steps):
-        plain.add(step)
-        saved.add(step)
+        plain.add(stacked([step]))
+        saved.add(stacked([step]))
         if i in saves:
             state = saved.state_dict()
             saved = EpisodeMeter(3, torch.device("cpu"))
@@ -96,9 +102,9 @@ def test_cut_episodes_are_not_continued_and_those_that_ended_still_count() -> No
     meter = EpisodeMeter(2, torch.device("cpu"))
     yes, no = torch.tensor([True, True]), torch.tensor([False, False])
     for reward, ended in ((1.0, no), (2.0, torch.tensor([True, False])), (4.0, no)):
-        meter.add(Step(no, torch.full((2,), reward), ended, no, no, yes, {}))
+        meter.add(stacked([Step(no, torch.full((2,), reward), ended, no, no, yes, {})]))
     meter.cut()
-    meter.add(Step(no, torch.full((2,), 8.0), yes, no, no, yes, {}))
+    meter.add(stacked([Step(no, torch.full((2,), 8.0), yes, no, no, yes, {})]))
     assert meter.flush() == {"episode_return": (3 + 8 + 8) / 3, "episode_length": 4 / 3}
 
 
@@ -111,14 +117,13 @@ def pqn(n: int) -> tuple[PQN, Actor]:
 @pytest.mark.parametrize("n", [1, 3])
 def test_noise_of_many_steps_is_that_of_one_step_after_the_other(n: int) -> None:
     agent, actor = pqn(n)
-    whole = actor.noise(agent, 6)
+    knobs = {"epsilon": torch.tensor(0.5)}
+    (whole,) = actor.steps(agent, knobs, 6)
     after = actor.rng.get_state()
     agent, actor = pqn(n)
-    for drawn in whole:
-        (alone,) = actor.noise(agent, 1)
-        assert drawn.keys() == alone.keys()
-        for name, x in alone.items():
-            assert torch.equal(drawn[name], x), name
+    alone = [actor.steps(agent, knobs, 1)[0] for _ in range(6)]
+    assert torch.equal(torch.cat([one.act.action for one in alone]), whole.act.action)
+    assert torch.equal(torch.cat([one.obs for one in alone]), whole.obs)
     assert torch.equal(actor.rng.get_state(), after)
 
 

@@ -14,9 +14,9 @@ from scipy import stats
 
 import envs  # noqa: F401  registers with gymnasium
 from envs.cartpole import CartPole
+from rlcore.arrays import GOLDEN, mix, on_tensors, uniforms
 from rlcore.errors import UserError
 from rlcore.make import make_env
-from rlcore.native import GOLDEN, mix, uniforms
 
 PHYSICS = {"gravity": 5.0, "masscart": 2.0, "masspole": 0.3, "length": 0.7, "force_mag": 7.0, "tau": 0.03}
 
@@ -55,19 +55,19 @@ def test_every_step_is_bit_identical_to_gymnasium(constants):
     assert ends > 50
 
 
-def test_elsewhere_than_on_a_cpu_nothing_is_looked_at_and_a_step_is_off_by_rounding(monkeypatch):
+def test_elsewhere_than_on_a_cpu_nothing_is_looked_at_and_a_step_is_off_by_rounding():
     away = CartPole(8, device="meta")  # tensors without values: whatever waits for one raises
     away.reset(seed=0, mask=torch.ones(8, dtype=torch.bool, device="meta"))
     step = away.step(torch.zeros(8, dtype=torch.int64, device="meta"))
     assert (step.next_obs.shape, step.reward.dtype) == ((8, 4), torch.float32)
     one = CartPole(4096)
-    monkeypatch.setattr("rlcore.native.array", lambda x: x)  # the arithmetic of other devices
-    other = CartPole(4096)
     start = torch.randn(4096, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     one._state.copy_(start)
-    other._state.copy_(start)
     one.step(torch.zeros(4096, dtype=torch.int64))
-    other.step(torch.zeros(4096, dtype=torch.int64))
+    with on_tensors():  # the arithmetic of other devices
+        other = CartPole(4096)
+        other._state.copy_(start)
+        other.step(torch.zeros(4096, dtype=torch.int64))
     inside = one._state[:, 0].abs() > 0.1  # not restarted
     assert torch.allclose(one._state[inside], other._state[inside], rtol=1e-14, atol=1e-14)
 
@@ -130,11 +130,11 @@ def test_uniforms_are_the_slow_generators(key, episode):
     assert found == [(z >> 11) / 2**53 for z in slow_splitmix64(state, 4)]
 
 
-def test_uniforms_on_tensors_are_those_on_arrays(monkeypatch):
+def test_uniforms_on_tensors_are_those_on_arrays():
     key, episode = torch.arange(100) * 10**15, torch.arange(100)
     on_cpu = uniforms(key, episode, 3)
-    monkeypatch.setattr("rlcore.native.array", lambda x: x)  # what other devices do
-    assert torch.equal(uniforms(key, episode, 3), on_cpu)
+    with on_tensors():  # what other devices do
+        assert torch.equal(uniforms(key, episode, 3), on_cpu)
 
 
 def test_start_states_are_uniform_and_unrelated():

@@ -14,7 +14,7 @@ from envs.cartpole import CartPole, CartPolePositions
 from envs.mountain_car import MountainCar
 from envs.pendulum import Pendulum
 from envs.pixel_breakout import PixelBreakout
-from rlcore.native import uniforms
+from rlcore.arrays import on_tensors, uniforms
 from rlcore.tree import leaves
 
 NATIVE = [Acrobot, BitFlip, CartPole, CartPolePositions, MountainCar, Pendulum, PixelBreakout]
@@ -41,23 +41,21 @@ def play(env: Any, step: Any, actions: list[torch.Tensor]) -> list[Any]:
     "autoreset", ["same_step", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("next_step", "disabled"))]
 )
 @pytest.mark.parametrize("cls", NATIVE)
-def test_a_step_on_tensors_is_one_graph_and_that_of_arrays(
-    cls: Any, autoreset: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_on_tensors_is_one_graph_and_that_of_arrays(cls: Any, autoreset: Any) -> None:
     limit: dict[str, Any] = {"bits": 4} if cls is BitFlip else {"max_episode_steps": 9}
     arrays = cls(6, autoreset=autoreset, **limit)
     actions = [random_actions(arrays, 6) for _ in range(30)]
     expected = play(arrays, arrays.step, actions)
-    monkeypatch.setattr("rlcore.native.array", lambda x: x)  # what other devices do
-    tensors = cls(6, autoreset=autoreset, **limit)
-    kept = ("_state", "_steps", "_episode", "_ended", "_key")
-    where = {name: getattr(tensors, name).data_ptr() for name in kept}
-    step = torch.compile(tensors.step, fullgraph=True, backend="eager")  # a branch on a value, or a look at one, raises
-    for one, other in zip(expected, play(tensors, step, actions), strict=True):
+    with on_tensors():  # what other devices do
+        tensors = arrays.twin()
+        where = [x.data_ptr() for x in tensors.placed()]
+        step = torch.compile(tensors.step, fullgraph=True, backend="eager")  # a branch on, or look at, a value raises
+        found = play(tensors, step, actions)
+    for one, other in zip(expected, found, strict=True):
         for x, y in zip(leaves(tuple(one)), leaves(tuple(other)), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
     assert int(tensors._episode.sum()) > 6
-    assert where == {name: getattr(tensors, name).data_ptr() for name in kept}, "graphs write where they were recorded"
+    assert where == [x.data_ptr() for x in tensors.placed()], "graphs write where they were recorded"
 
 
 def test_starts_that_are_made_ahead_are_those_of_the_generator() -> None:

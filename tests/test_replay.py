@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlcore import prioritized, records, replay
 from rlcore.errors import UserError
 from rlcore.replay import ReplayBuffer, split
-from rlcore.tree import leaves
+from rlcore.tree import leaves, tmap
 
 
 def generator(seed=0):
@@ -213,7 +213,8 @@ def test_several_steps_at_once_are_stored_as_one_by_one(image, capacity, n, coun
     for count in counts:
         steps = [step(at + i) for i in range(count)]
         at += count
-        many.extend(steps)
+        if count:
+            many.extend(tmap(lambda *x: torch.stack(x), *steps))
         for single in steps:
             one.add(single)
         if not count:

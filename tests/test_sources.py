@@ -29,6 +29,7 @@ from rlcore.gym_vector import GymVector
 from rlcore.make import make_env
 from rlcore.sources import Dataset, Replay, Rollout, Source
 from rlcore.testing.agents import first_difference
+from rlcore.tree import tmap
 from rlcore.types import Batch, Step
 
 TINY = NetworkConfig(name="mlp", kwargs={"hidden": [8]})
@@ -178,7 +179,8 @@ def test_hundreds_of_episodes_between_two_log_lines_all_count() -> None:
     true = torch.ones(64, dtype=torch.bool)
     for i in range(10):
         zero = torch.zeros(64)
-        meter.add(Step(zero, torch.full((64,), float(i)), true, ~true, zero, true, {}))
+        step = Step(zero, torch.full((64,), float(i)), true, ~true, zero, true, {})
+        meter.add(tmap(lambda x: x.unsqueeze(0), step))
     stats = meter.flush()
     assert stats == {"episode_return": 4.5, "episode_length": 1.0}
 

@@ -17,7 +17,7 @@ from rlcore.config import Reward
 from rlcore.logger import Meter
 from rlcore.normalize import RewardScale
 from rlcore.seeding import generator
-from rlcore.tree import leaves
+from rlcore.tree import leaves, tmap
 from rlcore.types import Batch, Loss, Step
 from rlcore.vector import VectorEnv
 
@@ -89,32 +89,39 @@ class Acting(Source):
         self.reward = reward
         self.scale = RewardScale(env.num_envs).to(env.device)
 
-    def act(self, agent: Agent, clock: Clock, steps: int, random_until: int = 0) -> Iterator[Acted]:
-        """Act so many times in every environment and count the frames; a step's reward is the one to keep.
+    def act(self, agent: Agent, clock: Clock, steps: int, random_until: int = 0) -> Acted:
+        """Act so many times in every environment and count the frames; return it all, (T, N, ...).
 
-        Up to the frame ``random_until`` actions are uniform.
+        Rewards are those to keep. Up to the frame ``random_until`` actions are uniform.
         """
+        parts: list[Acted] = []
         while steps > 0:
             random = clock.frames < random_until  # which takes further draws, one step's after the other's
-            for noise in self.actor.noise(agent, 1 if random else steps):
-                yield self.counted(agent, clock, self.actor.step(agent, self.knobs, noise, random))
-                steps -= 1
+            count = 1 if random else steps
+            parts += [self.counted(agent, clock, acted) for acted in self.actor.steps(agent, self.knobs, count, random)]
+            steps -= count
+        return parts[0] if len(parts) == 1 else tmap(lambda *x: torch.cat(x), *parts)
 
     def counted(self, agent: Agent, clock: Clock, acted: Acted) -> Acted:
-        """Count a step's frames, watch its numbers and return it with the reward to keep."""
+        """Count the frames of steps (T, N, ...), watch their numbers and return them with the rewards to keep."""
         step = acted.step
-        clock.frames += self.num_envs if self.env.always_valid else distributed.total(int(step.valid.sum()))
-        for leaf in leaves(step.next_obs):
-            if leaf.is_floating_point():
-                self.meter.watch(clock.frames, "observation", leaf)
-        self.meter.watch(clock.frames, "reward", step.reward)
+        self.actor.episodes.add(step)
+        watched = [("observation", leaf.unbind()) for leaf in leaves(step.next_obs) if leaf.is_floating_point()]
+        watched.append(("reward", step.reward.unbind()))
+        for t in range(len(step.reward)):
+            clock.frames += self.num_envs if self.env.always_valid else distributed.total(int(step.valid[t].sum()))
+            for name, rows in watched:
+                self.meter.watch(clock.frames, name, rows[t])
         return acted if self.reward == "raw" else acted._replace(step=self._transformed(step, agent.gamma))
 
     def _transformed(self, step: Step, gamma: float) -> Step:
         if self.reward == "sign":
             return step._replace(reward=step.reward.sign())
-        self.scale.observe(step.reward, step.terminated | step.truncated, step.valid, gamma)
-        return step if self.stores else step._replace(reward=self.scale(step.reward))
+        ended, kept = step.terminated | step.truncated, []
+        for reward, done, valid in zip(step.reward, ended, step.valid, strict=True):
+            self.scale.observe(reward, done, valid, gamma)
+            kept.append(reward if self.stores else self.scale(reward))
+        return step._replace(reward=torch.stack(kept))
 
     def statistics(self) -> dict[str, float]:
         """Return the mean return and length of the episodes finished since the last call."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlcore import distributed
-from rlcore.actor import is_empty
+from rlcore.actor import is_empty, joined
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import ReplayConfig, RolloutConfig
@@ -60,16 +60,14 @@ class OverlappedReplay(Replay):
             self._sent = self._send(agent, clock)
         for _ in range(self.steps):
             step = self.env.receive() if self._told is None else self._told
-            acted = self.actor.finish(agent, self._sent, step)
-            acted = self.counted(agent, clock, acted)
-            self._store([acted])
-            self._observe(agent, acted)
+            acted = joined([self.actor.finish(agent, self._sent, step)])
+            self._keep(agent, self.counted(agent, clock, acted))
             self._sent, self._told = self._send(agent, clock), None
             yield from self._due(agent, clock)
 
     def _send(self, agent: Agent, clock: Clock) -> Act:
         """Act; environments that are busy go on with what they are doing."""
-        (noise,) = self.actor.noise(agent, 1)
+        noise = agent.noise("act", self.env.num_envs, self.actor.rng)
         act = self.actor.choose(agent, self.knobs, noise, clock.frames < self.config.learning_starts)
         if self._sent is not None and self.env.order == "arrival":
             free = self.env.arrived.to(act.action.device).view(-1, *[1] * (act.action.dim() - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from rlcore.hindsight import Hindsight
 from rlcore.prioritized import Prioritized
 from rlcore.replay import ReplayBuffer, split
 from rlcore.sources.base import Acting
+from rlcore.tree import tmap
 from rlcore.types import Batch, Loss
 from rlcore.vector import VectorEnv
 
@@ -80,11 +81,8 @@ class Replay(Acting):
     def collect(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Act for an iteration's frames, then yield the updates that have come due."""
         self._begin(agent, clock)
-        done = []
-        for acted in self.act(agent, clock, self.steps, random_until=self.config.learning_starts):
-            self._observe(agent, acted)
-            done.append(acted)
-        self._store(done)
+        acted = self.act(agent, clock, self.steps, random_until=self.config.learning_starts)
+        self._keep(agent, acted)
         yield from self._due(agent, clock)
 
     def _begin(self, agent: Agent, clock: Clock) -> None:
@@ -93,8 +91,11 @@ class Replay(Acting):
         if self._lost:  # fill the new buffer before learning from it
             self.starts, self.updates, self._lost = clock.frames + self.config.learning_starts, 0, False
 
-    def _observe(self, agent: Agent, acted: Acted) -> None:
-        agent.observe(acted.obs, None if self.env.always_valid else acted.step.valid)
+    def _keep(self, agent: Agent, acted: Acted) -> None:
+        """Store steps (T, N, ...) and let the agent's normalisers learn from them."""
+        self._store(acted)
+        valid = None if self.env.always_valid else acted.step.valid.flatten()
+        agent.observe(tmap(lambda x: x.flatten(0, 1), acted.obs), valid)
 
     def _due(self, agent: Agent, clock: Clock) -> Iterator[Batch]:
         """Yield the updates that have come due."""
@@ -145,19 +146,20 @@ class Replay(Acting):
             raise UserError("source.prioritized: got true, expected false: the agent's loss gives no priorities")
         self.prioritized.update(batch.index, out.priority)
 
-    def _store(self, done: Sequence[Acted]) -> None:
+    def _store(self, acted: Acted) -> None:
+        fields, step = self._fields(acted), acted.step
         if self.env.always_valid and not self.prioritized and not self.hindsight:
-            return self.buffer.extend([*map(self._fields, done)])
-        for acted in done:
-            step = acted.step
-            slot = self.buffer.add(self._fields(acted), None if self.env.always_valid else step.valid)
+            return self.buffer.extend(fields)
+        for t in range(len(step.reward)):
+            row = tmap(lambda x, t=t: x[t], fields)
+            slot = self.buffer.add(row, None if self.env.always_valid else step.valid[t])
             if self.prioritized:
                 self.prioritized.add(slot)
             if self.hindsight:
-                self.hindsight.add(slot, step.terminated | step.truncated)
+                self.hindsight.add(slot, row["terminated"] | row["truncated"])
 
     def _fields(self, acted: Acted) -> dict[str, Any]:
-        """Return what is stored of a step."""
+        """Return what is stored of steps."""
         step = acted.step
         fields = {
             "obs": acted.obs,

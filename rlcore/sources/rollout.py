@@ -41,7 +41,7 @@ class Rollout(Acting):
 
     def gather(self, agent: Agent, clock: Clock) -> tuple[RolloutData, Any]:
         """Act for the horizon; return what happened, (T, N, ...), and the items made of it."""
-        rollout = _stack(list(self.act(agent, clock, self.config.horizon)))
+        rollout = _rollout(self.act(agent, clock, self.config.horizon))
         with torch.no_grad():
             return rollout, agent.prepare(rollout)
 
@@ -74,25 +74,18 @@ class Rollout(Acting):
         self.stopped = out.stop if out.stop is False else distributed.anywhere(bool(out.stop))
 
 
-def _stack(acted: list[Acted]) -> RolloutData:
-    """Put a horizon's steps after one another: every field (T, N, ...)."""
-
-    def stack(values: list[Any]) -> Any:
-        return tmap(lambda *x: torch.stack(x), *values)
-
-    steps = [a.step for a in acted]
-    # Step.extras has the masks of the observation to come; that of the one acted on replaces it.
-    masks = [{k: v for k, v in a.extras.items() if k == "action_mask"} for a in acted]
-    extras = [{**s.extras, **mask} for s, mask in zip(steps, masks, strict=True)]
+def _rollout(acted: Acted) -> RolloutData:
+    """Return a horizon's steps (T, N, ...) as agents take them."""
+    step = acted.step
     return RolloutData(
-        obs=stack([a.obs for a in acted]),
-        action=stack([a.act.action for a in acted]),
-        reward=stack([s.reward for s in steps]),
-        terminated=stack([s.terminated for s in steps]),
-        truncated=stack([s.truncated for s in steps]),
-        next_obs=stack([s.next_obs for s in steps]),
-        valid=stack([s.valid for s in steps]),
-        act=stack([a.act.extras for a in acted]),
-        extras=stack(extras),
-        state=stack([a.state for a in acted]),
+        obs=acted.obs,
+        action=acted.act.action,
+        reward=step.reward,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        next_obs=step.next_obs,
+        valid=step.valid,
+        act=acted.act.extras,
+        extras={**step.extras, **acted.extras},  # Step.extras has the masks of the observation to come
+        state=acted.state,
     )

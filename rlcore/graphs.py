@@ -1,0 +1,81 @@
+"""CUDA graphs: a compiled function is recorded once, and then all its kernels are one launch.
+
+What a graph reads and writes lies where it was recorded. Tensors that are the same ones in every call are read and
+written in place; those that vary are copied to where they were; results are copied from where they come to be, for the
+next call writes there again. Recording runs the function a few times first: what that wrote is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Run = Callable[[list[Tensor]], Any]  # of tensors, some of which it may write to, to a sequence of tensors
+
+
+class Record(Protocol):
+    """Runs a function and returns what runs it again, and its results, which are written anew each time."""
+
+    def __call__(self, function: Callable[[], Any], /) -> tuple[Callable[[], Any], list[Tensor]]:
+        """Record a function that returns a sequence of tensors."""
+        ...
+
+
+def replayed(run: Run, tensors: Sequence[Tensor], varying: int = 0) -> Run:
+    """Return a compiled function for what it is called with: on CUDA as a graph, elsewhere as it is.
+
+    Args:
+        run: the function.
+        tensors: it is to be called with, of these shapes; the first ones are always the same.
+        varying: how many at the end vary.
+    """
+    return Replayed(run, varying, record) if tensors[0].device.type == "cuda" else run
+
+
+def record(function: Callable[[], Any]) -> tuple[Callable[[], Any], list[Tensor]]:
+    """Record a function of no arguments into a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what kernels allocate and look up when they first run is none of the graph's
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [*function()]
+    return graph.replay, results
+
+
+class Replayed:
+    """A function of tensors that is recorded when it is first called, and anew when its fixed tensors are others.
+
+    Args:
+        run: the function.
+        varying: how many of its last tensors vary.
+        record: records.
+    """
+
+    def __init__(self, run: Run, varying: int, record: Record) -> None:
+        self.run, self.varying, self.record = run, varying, record
+        self._at: list[int] = []  # where the fixed tensors lay
+        self._held: list[Tensor] = []  # what the varying ones are copied to
+        self._replay: Callable[[], Any] = list
+        self._results: list[Tensor] = []
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Run the function."""
+        fixed, varying = tensors[: len(tensors) - self.varying], tensors[len(tensors) - self.varying :]
+        at = [x.data_ptr() for x in fixed]
+        if at != self._at:
+            self._at, self._held = at, [x.clone() for x in varying]
+            before = [x.clone() for x in fixed]
+            self._replay, self._results = self.record(lambda: self.run([*fixed, *self._held]))
+            for x, old in zip(fixed, before, strict=True):
+                x.copy_(old)
+        for held, x in zip(self._held, varying, strict=True):
+            held.copy_(x)
+        self._replay()
+        return [x.clone() for x in self._results]
