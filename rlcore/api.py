@@ -15,6 +15,7 @@ from rlcore import config as configs
 from rlcore.callbacks import Checkpoint, Evaluate, Log, Stop, Write
 from rlcore.config import Config
 from rlcore.errors import Diverged, UserError
+from rlcore.evaluation import Episodes, play
 from rlcore.evaluation import evaluate as play_and_score
 from rlcore.guards import interruptible, memory
 from rlcore.logger import Logger
@@ -120,8 +121,11 @@ def _writer(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
-    """Prepare a run to be fitted; what is yielded then evaluates it and writes result.json, as an error does, too."""
+def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[..., Run]]:
+    """Prepare a run to be fitted; what is yielded then evaluates it and writes result.json, as an error does, too.
+
+    It may be given what plays the episodes, see `rlcore.evaluation.evaluate`.
+    """
     trainer, config, folder, saved = begun
     progress.message(f"run: {folder}")
     if not distributed.rank() and (text := _save_data_reports(trainer, folder)):
@@ -159,12 +163,19 @@ def fitting(begun: Begun, progress: Progress) -> Iterator[Callable[[], Run]]:
             used.close()
 
 
-def _finish(trainer: Trainer, config: Config[Any], folder: Path, logger: Logger | None) -> Run:
+def _finish(
+    trainer: Trainer,
+    config: Config[Any],
+    folder: Path,
+    logger: Logger | None,
+    player: Callable[..., Episodes] = play,
+) -> Run:
     """Evaluate what was saved last (or best, as eval.use says), as anyone may later, and write the result."""
     if trainer.interrupted:
         raise KeyboardInterrupt
     if logger is not None:
-        final = load(folder).evaluate(look=functools.partial(_show, logger, trainer.clock.frames))
+        look = functools.partial(_show, logger, trainer.clock.frames)
+        final = load(folder).evaluate(look=look, player=player)
         numbers = {f"final/{k}": v for k, v in final.items() if isinstance(v, (int, float))}
         logger.hparams(configs.flatten(config.model_dump(mode="json")), numbers, trainer.clock.frames)
         _write_result(trainer, folder, {"status": "finished", "evaluation": final})

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def updates(recipe: str, settings: dict[str, Any], seeds: int, number: int, pairs: int) -> dict[str, float]:
-    """Return microseconds an update of one seed and of all together on fixed batches, medians, and their ratio's."""
+    """Return CPU microseconds an update of one seed and of all at once on fixed batches, medians, and their ratio's."""
     single, *many = [_asking(recipe, settings, FIRST + k) for k in range(seeds + 1)]
     stack = Stack([trainer for trainer, _ in many])
     batches = [batch for _, batch in many]
@@ -69,14 +69,14 @@ def _asking(recipe: str, settings: dict[str, Any], seed: int) -> tuple[Trainer, 
 
 
 def _time(update: Callable[[], object], number: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(number):
         update()
-    return 1e6 * (time.perf_counter() - start) / number
+    return 1e6 * (time.process_time() - start) / number
 
 
 def study(recipe: str, settings: dict[str, Any], seeds: int, frames: int) -> dict[str, float]:
-    """Return the seconds of a whole study, final evaluations and files included, and of its runs one after another.
+    """Return the CPU seconds of a study, final evaluations and files included, and of its runs one after another.
 
     Nothing ends early, and nothing is compiled. What a process does once, such as imports, is done before.
     """
@@ -85,10 +85,10 @@ def study(recipe: str, settings: dict[str, Any], seeds: int, frames: int) -> dic
     chosen = range(FIRST, FIRST + seeds)
     with tempfile.TemporaryDirectory() as folder:
         api.train(raw, out=Path(folder) / "first", seed=FIRST, budget={"frames": min(frames, 2_000)})
-        start = time.perf_counter()
+        start = time.process_time()
         together.train(raw, chosen, out=Path(folder) / "study")
-        middle = time.perf_counter()
+        middle = time.process_time()
         for seed in chosen:
             api.train(raw, out=Path(folder) / str(seed), seed=seed)
-        joint, alone = middle - start, time.perf_counter() - middle
+        joint, alone = middle - start, time.process_time() - middle
     return {"study_s": joint, "in_turn_s": alone, "study_ratio": joint / alone}

@@ -17,6 +17,7 @@ from rlcore.actor import is_empty
 from rlcore.agent import Agent, load_weights
 from rlcore.config import Config
 from rlcore.errors import UserError, note
+from rlcore.evaluation import Episodes, play
 from rlcore.evaluation import evaluate as evaluate_agent
 from rlcore.gym_vector import as_tensors
 from rlcore.tree import leaves, tmap
@@ -93,11 +94,16 @@ class Run:
         return act.action
 
     def evaluate(
-        self, episodes: int | None = None, seed: int | None = None, look: Look | None = None
+        self,
+        episodes: int | None = None,
+        seed: int | None = None,
+        look: Look | None = None,
+        player: Callable[..., Episodes] = play,
     ) -> dict[str, Any]:
         """Play seeded greedy episodes (for tasks: the whole held-out split) and return their statistics.
 
-        ``look`` is given the environment and the episodes' outcomes, such as `VectorEnv.figures` is made from.
+        ``look`` is given the environment and the episodes' outcomes, such as `VectorEnv.figures` is made from;
+        ``player`` plays them, as `rlcore.evaluation.play` does.
         """
         settings = self.config.eval
         episodes = episodes or settings.final_episodes
@@ -105,7 +111,8 @@ class Run:
         try:
             seed = settings.final_seed if seed is None else seed
             seen = None if look is None else functools.partial(look, env)
-            return evaluate_agent(self.agent, env, env.episodes or episodes, seed, settings.max_steps, look=seen)
+            how = (env.episodes or episodes, seed, settings.max_steps)
+            return evaluate_agent(self.agent, env, *how, look=seen, player=player)
         finally:
             env.close()
 

@@ -57,17 +57,13 @@ class Stack:
             stacked.update(zip(map(id, group.first), group.leaves, strict=True))
         self.slots: list[tuple[dict[str, Any], str]] = []  # of the model, one for each of the stacked tensors
         self.tensors: list[Tensor] = []  # (K, ...)
-        modules = zip(self.model.modules(), *(agent.modules() for agent in agents), strict=True)
-        for module, *own in modules:
-            for kind in ("_parameters", "_buffers"):
-                slots: dict[str, Any] = getattr(module, kind)
-                for name in [name for name, tensor in slots.items() if tensor is not None]:
-                    ones: list[Tensor] = [getattr(one, kind)[name] for one in own]
-                    if id(ones[0]) not in stacked:
-                        stacked[id(ones[0])] = _bound(ones)
-                    slots[name] = stacked[id(ones[0])]
-                    self.slots.append((slots, name))
-                    self.tensors.append(slots[name])
+        for (slots, name), *own in zip(*map(slots_of, (self.model, *agents)), strict=True):
+            ones = [theirs[name] for theirs, name in own]
+            if id(ones[0]) not in stacked:
+                stacked[id(ones[0])] = _bound(ones)
+            slots[name] = stacked[id(ones[0])]
+            self.slots.append((slots, name))
+            self.tensors.append(slots[name])
         self._graphs: dict[Any, Any] = {}  # by phase and shapes: the loss's form, and what computes it
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
@@ -193,6 +189,12 @@ class Stack:
             own = [dict(t.agent.phases(t.clock.updates))[phase](batch).total for t, batch in pairs]
         if not torch.allclose(torch.stack(own), totals, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise alone(self.trainers[0].agent, "its loss depends on more than its tensors and the batch")
+
+
+def slots_of(agent: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Return where an agent has its parameters and buffers: dictionaries, and the names in them."""
+    kinds = (kind for module in agent.modules() for kind in (module._parameters, module._buffers))
+    return [(slots, name) for slots in kinds for name, tensor in slots.items() if tensor is not None]
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Evaluation episodes of K agents trained together, played at once.
 
 The first agent to evaluate at a moment has all K play: in one environment K times as wide, by one batched act. The
-others find their episodes played, and take them if their tensors still are the very ones that played. An agent's
+others find their episodes played, and take them if their tensors still are the very ones that played. So it goes at the
+end, too, where agents loaded from checkpoints play: whose tensors are an agent's plays as that one. An agent's
 episodes are those that it plays alone but for rounding, which may turn an action where two are as good.
 """
 
@@ -17,7 +18,7 @@ from rlcore.actor import is_empty
 from rlcore.agent import Agent
 from rlcore.batched import traced, vmapped
 from rlcore.evaluation import Episodes, play, wave
-from rlcore.stacked import Stack
+from rlcore.stacked import Stack, slots_of
 from rlcore.tree import cut, leaves, tmap
 from rlcore.types import Act
 from rlcore.vector import VectorEnv
@@ -35,36 +36,34 @@ class Evaluations:
         self.stack: Stack | None = None  # of the agents that are still trained
         self.env: VectorEnv | None = None
         self._graphs: tuple[Stack, dict[Any, Any]] | None = None  # acts by the inputs' shapes; None: cannot be stacked
-        self._asked: tuple[int, ...] = ()  # how the kept episodes were played ...
-        self._tensors: list[Tensor] = []  # ... by which weights and buffers, (K, ...) each
-        self._episodes: list[Episodes] = []  # of each agent
+        # By what was asked: the episodes of each agent, and the weights and buffers that played, (K, ...) each.
+        self._played: dict[tuple[int, ...], tuple[list[Episodes], list[Tensor]]] = {}
 
     def play(self, agent: Agent, env: VectorEnv, *how: Any) -> Episodes:
         """Return an agent's greedy episodes; ``how`` and the rest as for `rlcore.evaluation.play`."""
         episodes, seed, max_steps, explore, record = how
-        k = self._row(agent)
-        suits = env.batched and env.task is None and episodes == env.num_envs and is_empty(agent.initial_state(1))
-        if k is None or not suits or explore or record:
+        alike = env.batched and env.task is None and env.episodes is None  # whatever the split
+        suits = alike and episodes == env.num_envs and is_empty(agent.initial_state(1))
+        if self.stack is None or not suits or explore or record:
             return play(agent, env, *how)
-        asked = (episodes, seed, max_steps)
-        there = self._kept(k, asked) or (self._agree() and self._play(asked))
-        return self._episodes[k] if there else play(agent, env, *how)
+        own, asked = [slots[name] for slots, name in slots_of(agent)], (episodes, seed, max_steps)
+        there = self._kept(own, asked)
+        if there is None and _row(own, self.stack.tensors) is not None and self._agree(agent) and self._play(asked):
+            there = self._kept(own, asked)
+        return play(agent, env, *how) if there is None else there
 
-    def _row(self, agent: Agent) -> int | None:
-        agents = [trainer.agent for trainer in self.stack.trainers] if self.stack else []
-        return next((k for k, one in enumerate(agents) if one is agent), None)
-
-    def _agree(self) -> bool:
-        """Whether all agents are where they will evaluate."""
+    def _agree(self, agent: Agent) -> bool:
+        """Whether all agents are where they will evaluate; one that is none of them has ended."""
         assert self.stack is not None
-        return len({(t.clock.frames, t.clock.updates) for t in self.stack.trainers}) == 1
+        trainers = self.stack.trainers
+        trained = any(trainer.agent is agent for trainer in trainers) or all(t.clock.done for t in trainers)
+        return trained and len({(t.clock.frames, t.clock.updates) for t in trainers}) == 1
 
-    def _kept(self, k: int, asked: tuple[int, ...]) -> bool:
-        """Whether the episodes asked for were played by what agent k is now."""
-        assert self.stack is not None
-        now = self.stack.tensors
-        same = self._asked == asked and len(self._episodes) == len(self.stack.trainers)
-        return same and all(torch.equal(x[k], y[k]) for x, y in zip(now, self._tensors, strict=True))
+    def _kept(self, own: list[Tensor], asked: tuple[int, ...]) -> Episodes | None:
+        """Return the episodes asked for if they were played by these tensors."""
+        episodes, tensors = self._played.get(asked, ([], []))
+        k = _row(own, tensors)
+        return None if k is None else episodes[k]
 
     @torch.no_grad()
     def _play(self, asked: tuple[int, ...]) -> bool:
@@ -83,8 +82,7 @@ class Evaluations:
             self._graphs = self.stack, {None: None}
             return False
         parts = cut((whole.returns, whole.lengths, whole.outcomes), size)
-        self._asked, self._episodes = asked, [Episodes(*part) for part in parts]
-        self._tensors = [x.clone() for x in self.stack.tensors]
+        self._played[asked] = [Episodes(*part) for part in parts], [x.clone() for x in self.stack.tensors]
         return True
 
     def close(self) -> None:
@@ -92,6 +90,12 @@ class Evaluations:
         if self.env is not None:
             self.env.close()
             self.env = None
+
+
+def _row(own: list[Tensor], tensors: list[Tensor]) -> int | None:
+    """Return at which row of tensors (K, ...) an agent's own (...) are."""
+    rows = range(len(tensors[0]) if tensors else 0)
+    return next((k for k in rows if all(torch.equal(x, y[k]) for x, y in zip(own, tensors, strict=True))), None)
 
 
 class _Greedy:

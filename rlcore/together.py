@@ -78,6 +78,7 @@ def train(
     paths = {seed: folder / f"seed-{seed}" for seed in seeds}
     kept = [seed for seed in seeds if resume and runs.describe(paths[seed])["status"] == "finished"]
     todo = [seed for seed in seeds if seed not in kept]
+    finished: dict[int, Run] = {}
     failed: dict[int, BaseException] = {}
     with ExitStack() as stack:
         begun: dict[int, Begun] = {}
@@ -87,14 +88,14 @@ def train(
         if begun:
             total = sum(one.config.budget.frames for one in begun.values())
             with Progress(total, quiet=quiet) as progress:
-                failed = _fit(begun, progress)
+                finished, failed = _fit(begun, progress)
     if any(isinstance(error, KeyboardInterrupt) for error in failed.values()):
         count = f"{min(seeds)}-{max(seeds)}"
         raise KeyboardInterrupt(f"interrupted; continue with --seeds {count} --resume --out {folder}")
     if failed:
         seed, error = next(iter(failed.items()))
         raise Diverged(f"{len(failed)} of {len(seeds)} seeds failed, first seed {seed}: {error}")
-    return [load(paths[seed]) for seed in seeds]
+    return [finished.get(seed) or load(paths[seed]) for seed in seeds]
 
 
 def _folder(
@@ -115,8 +116,9 @@ def _folder(
     return Path(out), configs.read(held[0].parent) if recipe is None else recipe
 
 
-def _fit(begun: Mapping[int, Begun], progress: Progress) -> dict[int, BaseException]:
-    """Train all to their ends, write every result, and return what ended seeds badly."""
+def _fit(begun: Mapping[int, Begun], progress: Progress) -> tuple[dict[int, Run], dict[int, BaseException]]:
+    """Train all to their ends, write every result, and return the finished runs and what ended the others badly."""
+    finished: dict[int, Run] = {}
     failed: dict[int, BaseException] = {}
     frames: dict[int, int] = {}
     with ExitStack() as rest:
@@ -131,7 +133,7 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> dict[int, BaseExcept
                 with contexts[seed]:
                     if error is not None:
                         raise error
-                    finish[seed]()
+                    finished[seed] = finish[seed](evaluations.play)
             except (Diverged, KeyboardInterrupt) as why:
                 failed[seed] = why
                 progress.message(f"seed {seed}: {why}")
@@ -141,7 +143,7 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> dict[int, BaseExcept
         rest.callback(evaluations.close)
         with interruptible(*(one.trainer for one in begun.values())):
             fit({seed: one.trainer for seed, one in begun.items()}, ended, evaluations)
-    return failed
+    return finished, failed
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -139,18 +140,27 @@ def test_evaluations_are_played_at_once_and_are_those_of_each_alone(recipe: str)
             torch.testing.assert_close(got.returns, expected.returns)
 
     same()
-    waves = evaluations._episodes
+    waves, _ = evaluations._played[how[:3]]
     assert built == [6 * len(SEEDS)] and len({tuple(one.returns.tolist()) for one in waves}) > 1
     same()
-    assert evaluations._episodes is waves  # nobody's weights have moved
+    assert evaluations._played[how[:3]][0] is waves  # nobody's weights have moved
     for parameter in trainers[1].agent.parameters():
         parameter.data.neg_()
     trainers[0].clock.frames += 1  # it is elsewhere: what is asked for now is played alone
     same()
-    assert evaluations._episodes is waves
+    assert evaluations._played[how[:3]][0] is waves
     trainers[0].clock.frames -= 1
     same()
-    assert evaluations._episodes is not waves and len(built) == 1
+    assert evaluations._played[how[:3]][0] is not waves and len(built) == 1
+    finals, loaded = (6, 3_000_000, 50, False, False), [copy.deepcopy(trainer.agent) for trainer in trainers]
+    for done in (False, True):  # a copy has ended; the others' final episodes are played with its own if they have, too
+        for trainer in trainers:
+            trainer.clock.frames = trainer.clock.budget * done
+        for agent in loaded:
+            got, expected = (player(agent, env, *finals) for player in (evaluations.play, play))
+            assert torch.equal(got.lengths, expected.lengths)
+            torch.testing.assert_close(got.returns, expected.returns)
+        assert (finals[:3] in evaluations._played) == done
 
 
 def test_agents_whose_acts_read_more_than_their_tensors_are_evaluated_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,10 +219,13 @@ def test_batches_of_different_shapes_are_learnt_from_alone(request: pytest.Fixtu
         torch.testing.assert_close(other.agent.state_dict(), one.agent.state_dict(), rtol=1e-8, atol=1e-8)
 
 
-def test_every_seed_is_a_run_of_its_own(tmp_path: Path) -> None:
+def test_every_seed_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, played = Evaluations._play, []
+    monkeypatch.setattr(Evaluations, "_play", lambda self, asked: played.append(asked[1]) or at_once(self, asked))
     found = together.train("cartpole_dqn", SEEDS[:2], out=tmp_path / "study", **SMALL)
     assert [run.path for run in found] == [tmp_path / "study" / f"seed-{seed}" for seed in SEEDS[:2]]
     assert [run.config.seed for run in found] == SEEDS[:2]
+    assert played == [found[0].config.eval.seed] * 2 + [2_000_000]  # all seeds' final episodes at once, too
     first = found[0].result
     assert first["status"] == "finished" and first["frames"] == 1024 and first["updates"] == 224
     again = api.evaluate(found[0].path)
