@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 
 import rlcore
 from envs import figures, mistakes
-from rlcore import api
+from rlcore import api, curves
 from rlcore.errors import UserError
 from rlcore.plain_yaml import dump, parse
-from rlcore.report import _film, drawing, episode, known, report, seen
+from rlcore.report import _film, _groups, drawing, episode, known, logged, report, seen
 from rlcore.report.page import Page
 from rlcore.report.page import html as written
 from rlcore.report.sections import Section, section
@@ -263,6 +263,36 @@ def test_checkpoint_and_episodes_are_played_anew(finished: Path, tmp_path: Path,
     first = f"{wanted['returns'][0]:.6g}"
     assert first != f"{result(finished)['evaluation']['returns'][0]:.6g}", "the film of either checkpoint would do"
     assert f"seed 10000: return {first} in {first} steps" in Path("page.html").read_text()
+
+
+def test_a_log_by_hand_has_intervals_the_right_way_up_and_nothing_that_is_not_finite(tmp_path: Path) -> None:
+    head = "frames,eval/return_iqm,eval/return_ci_low,eval/return_ci_high,train/loss"
+    (tmp_path / "progress.csv").write_text(f"{head}\n100,5,4,7,nan\n200,6,5,9,2\n300,inf,nan,nan,1\n")
+    made = logged.logged(tmp_path, "a", False, [])
+    returns, loss = (picture.alt for picture in made.curves)
+    assert returns.endswith("evaluation: IQM, 95 % interval from 5 to 6, between 5 and 6.")
+    assert loss.endswith("training from 2 to 1, between 1 and 2.")
+    assert made.evaluations is not None
+    assert made.evaluations.rows == [["100", "5", "4", "7"], ["200", "6", "5", "9"]]
+    (_, lines), _ = logged._of_play({name: (x[:2], y[:2]) for name, (x, y) in curves.read(tmp_path).items()})
+    line = lines["eval/return_iqm"]
+    assert line.low is not None and line.high is not None
+    assert (line.low.tolist(), line.y.tolist(), line.high.tolist()) == ([4, 5], [5, 6], [7, 9])
+
+
+def test_a_task_is_judged_by_its_metric_and_unfinished_runs_are_in_no_mean(finished: Path) -> None:
+    one = section(finished, "run-1", None, None)
+    task = replace(one, task=True, evaluation={**one.evaluation, "accuracy": 0.25})
+    assert task.headline == ("accuracy", 0.25)
+    assert one.headline == ("mean return", result(finished)["evaluation"]["mean"])
+    assert [row[3] for row in _groups([one, one, replace(one, status="unfinished")]).rows] == ["2"]
+
+
+def test_why_a_run_stopped_is_told_and_other_episodes_are_played(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text(json.dumps({**result(finished), "stopped": "loss reached 1"}))
+    assert dict(known.facts(tmp_path / "run"))["Stopped early"] == "loss reached 1"
+    assert seen.see(finished, "a", None, 3).evaluation == rlcore.evaluate(finished, episodes=3)
 
 
 # What cannot be had
