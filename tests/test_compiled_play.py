@@ -20,7 +20,7 @@ from rlcore.types import Act, Batch, Loss
 
 
 class Noisy(Agent):
-    """Does what its noise says, moved by one weight and one knob."""
+    """Does what its noise says, moved by one weight, one knob and what it sees."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(None, env.spec)
@@ -32,7 +32,8 @@ class Noisy(Agent):
         return {"u": torch.rand(n, generator=generator)}
 
     def act(self, obs: Any, state: Any, knobs: Any, noise: Any, mask: Any = None, explore: bool = True) -> Act:
-        u = (noise["u"] + self.weight + knobs["knob"]) % 1
+        seen = next(leaves(obs)).float().flatten(1).sum(1)
+        u = (noise["u"] + self.weight + knobs["knob"] + 0.37 * seen) % 1
         action = 4 * u.unsqueeze(-1) - 2 if self.continuous else (u * self.size).long()
         return Act(action, state, {"u": u})
 
@@ -64,7 +65,7 @@ def test_played_steps_are_those_of_the_environment(cls: Any, n: int) -> None:
     knobs = {"knob": torch.tensor(0.0)}
     actors[1].compiled = True
     ends = 0
-    for count, compiled in ((5, True), (2 * ROWS + 3, True), (7, False), (ROWS, True), (1, True)):
+    for count, compiled in ((5, True), (2 * ROWS + 3, True), (7, False), (ROWS, True), (1, True), (20, False)):
         actors[1].compiled = compiled  # the environment goes on from where the graph left it, and the graph from there
         one, other = (actor.steps(agent, knobs, count) for actor in actors)
         assert_same(one, other)
@@ -77,6 +78,15 @@ def test_played_steps_are_those_of_the_environment(cls: Any, n: int) -> None:
             torch.testing.assert_close(*place)
     assert ends > 10 * n
     assert actors[0].plays is None and actors[1].plays is not None and actors[1].plays[1] is not None
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_starts_that_were_made_ahead_are_not_those_after_a_graph() -> None:
+    plain, played = (Actor(CartPole(6), 3) for _ in range(2))
+    agent, knobs = Noisy(plain.env), {"knob": torch.tensor(0.0)}
+    for count, compiled in ((30, False), (60, True), (60, False)):  # episodes of some twenty steps end one by one
+        played.compiled = compiled
+        assert_same(plain.steps(agent, knobs, count), played.steps(agent, knobs, count))
 
 
 @pytest.mark.usefixtures("interpreted")
