@@ -68,25 +68,32 @@ def _process(code: str, *arguments: str) -> float:
 
 
 def memory(job: Job) -> Values:
-    """Fill replay buffers and measure by how much the process grows (Linux only). The job: transitions, frames."""
+    """Fill replay buffers and measure by how much the process grows (Linux only). The job: transitions, frames.
+
+    Small buffers are filled before: code that is used for the first time takes megabytes, however little is stored.
+    """
     transitions, frames = job["transitions"], job["frames"]
-    flat, arrays = _grown(lambda: _fill(ReplayBuffer(transitions, 64, _cartpole(64)), lambda _: _cartpole(64)))
     stacks = _Stacks(8)
-    stacked, _ = _grown(lambda: _fill(FrameBuffer(frames, 8, stacks(1), stack=4), stacks))
+    _fill(ReplayBuffer(640, 64, _cartpole(64)), lambda _: _cartpole(64))
+    flat, _, steps = _grown(lambda: _fill(ReplayBuffer(transitions, 64, _cartpole(64)), lambda _: _cartpole(64)))
+    _fill(FrameBuffer(64, 8, stacks(1), stack=4), stacks)
+    stacked, kept, _ = _grown(lambda: _fill(FrameBuffer(frames, 8, stacks(1), stack=4), stacks))
+    million = FrameBuffer(1_000_000, 8, stacks(1), "meta", stack=4).nbytes
     return {
         f"{transitions:,} CartPole transitions: growth of the process, MB": flat / 1e6,
-        "the same / the size of its arrays": flat / arrays,
+        "the same / the size of the steps stored": flat / steps,
         f"{frames:,} Atari transitions, stacks of 4: growth of the process, GB": stacked / 1e9,
-        "the same in proportion for 1,000,000, GB": stacked / 1e9 * 1_000_000 / frames,
+        "of it beside the buffer's arrays, GB": (stacked - kept) / 1e9,
+        "1,000,000 of them: arrays, and as much beside them, GB": (million + stacked - kept) / 1e9,
     }
 
 
-def _grown(fill: Callable[[], int]) -> tuple[int, int]:
-    """Return by how many bytes the process's memory grows at its peak, and the bytes that the steps stored have."""
+def _grown(fill: Callable[[], tuple[int, int]]) -> tuple[int, int, int]:
+    """Return by how many bytes the process's memory grows at its peak, and what ``fill`` returns."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports take more than small buffers
     before = _status("VmRSS")
-    size = fill()
-    return _status("VmHWM") - before, size
+    sizes = fill()
+    return _status("VmHWM") - before, *sizes
 
 
 def _status(name: str) -> int:
@@ -95,10 +102,11 @@ def _status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def _fill(buffer: ReplayBuffer, steps: Callable[[int], Any]) -> int:
-    for at in range(1, buffer.capacity // buffer.num_envs + 1):
+def _fill(buffer: ReplayBuffer, steps: Callable[[int], Any]) -> tuple[int, int]:
+    """Fill a buffer; return the bytes of its arrays, and of the steps stored."""
+    for at in range(1, buffer.rows + 1):
         buffer.add(steps(at))
-    return buffer.capacity // buffer.num_envs * sum(x.nbytes for x in steps(1).values())
+    return buffer.nbytes, buffer.rows * sum(x.nbytes for x in steps(1).values())
 
 
 def _cartpole(n: int) -> dict[str, Any]:

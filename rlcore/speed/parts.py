@@ -306,8 +306,7 @@ def _values(size: Size) -> list[Comparison]:
         one("hosting", "What hosting costs", {"what": "hosting", "recipes": recipes, "pairs": 3 if quick else 9},
             "The Trainer, which also logs, against a bare loop: same network, batches and fused optimiser.", 90),
         one("memory", "Peak memory", {"what": "memory", "transitions": million, "frames": 2_000 if quick else 100_000},
-            "How much the process's peak grows when a buffer is built and filled. The Atari buffer is filled with "
-            "100,000 transitions, and what 1,000,000 take is said in proportion.", 25),
+            "How much the process's peak grows when a buffer is built and filled, after a small one was.", 25),
         one("startup", "Start-up", {"what": "startup", "whole": not quick}, "Whole processes.", 30, 1 if quick else 3),
     ]  # fmt: skip
 
