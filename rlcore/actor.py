@@ -149,20 +149,34 @@ class Actor:
     def steps(self, agent: Agent, knobs: dict[str, Tensor], count: int, random: bool = False) -> list[Acted]:
         """Act so many times in every environment; return it in order of time, in parts (T, N, ...).
 
-        The randomness of all is drawn at once, which is cheaper.
+        The randomness of all is drawn at once, which is cheaper. ``random``: actions are uniform, whatever the agent
+        would do.
         """
+        if random:
+            return [joined(self._random(agent, knobs, count))]
         drawn = agent.noise("act", count * self.env.num_envs, self.rng)
         rows = {name: x.unflatten(0, (count, -1)) for name, x in drawn.items()}
-        play = None if random or not self.compiled else self._play(agent, knobs, rows)
+        play = self._play(agent, knobs, rows) if self.compiled else None
         if play is None:
             each = cut(drawn, count)
-            return [joined([self.step(agent, knobs, noise, random) for noise in each])]
+            return [joined([self.step(agent, knobs, noise) for noise in each])]
         parts = []
         for act, step in play(self.obs, rows, count):
             obs = tmap(lambda first, later: torch.cat((first.unsqueeze(0), later[:-1])), self.obs, step.obs)
             parts.append(Acted(obs, self.state, {}, act, step))
             self.obs, self.extras = tmap(lambda x: x[-1], (step.obs, step.extras))
         return parts
+
+    def _random(self, agent: Agent, knobs: dict[str, Tensor], count: int) -> list[Acted]:
+        n, space = self.env.num_envs, self.env.spec.action_space
+        if self.state is None:
+            self.state = agent.initial_state(n)
+        if "action_mask" in self.extras or not is_empty(
+            self.state
+        ):  # what may be done, or the memory, depends on steps
+            return [self.step(agent, knobs, agent.noise("act", n, self.rng), random=True) for _ in range(count)]
+        actions = random_actions(space, count * n, self.rng).unflatten(0, (count, n)).unbind()
+        return [self.finish(agent, Act(action), self.env.step(action)) for action in actions]
 
     def _play(self, agent: Agent, knobs: dict[str, Tensor], rows: dict[str, Tensor]) -> Play | None:
         if self.plays is None or self.plays[0] is not agent:

@@ -15,7 +15,7 @@ import pytest
 from rlcore import benchmark
 from rlcore.errors import UserError
 from rlcore.speed import command, harness, page, parts, peer
-from rlcore.speed.parts import Comparison, Contender
+from rlcore.speed.settings import Comparison, Contender
 
 DQN = {
     "env": {"id": "CartPole-v1", "num_envs": 1},

@@ -96,9 +96,12 @@ class Acting(Source):
         """
         parts: list[Acted] = []
         while steps > 0:
-            random = clock.frames < random_until  # which takes further draws, one step's after the other's
-            count = 1 if random else steps
-            parts += [self.counted(agent, clock, acted) for acted in self.actor.steps(agent, self.knobs, count, random)]
+            left, count = random_until - clock.frames, steps
+            if left > 0:  # one by one where a step may be of fewer environments than there are
+                count = min(steps, -(-left // self.num_envs)) if self.env.always_valid else 1
+            parts += [
+                self.counted(agent, clock, acted) for acted in self.actor.steps(agent, self.knobs, count, left > 0)
+            ]
             steps -= count
         return parts[0] if len(parts) == 1 else tmap(lambda *x: torch.cat(x), *parts)
 

@@ -11,7 +11,7 @@ from rlcore import runs
 from rlcore.command import positive
 from rlcore.errors import UserError, nearest, note
 from rlcore.speed import harness, page, parts
-from rlcore.speed.parts import Comparison, Size
+from rlcore.speed.settings import Comparison, Size
 
 _FIRST, _LAST = "<!-- measured -->\n", "<!-- end of what was measured -->\n"
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rlcore import runs, study
 from rlcore.errors import note
-from rlcore.speed.parts import Comparison, Contender
+from rlcore.speed.settings import Comparison, Contender
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -31,6 +31,8 @@ def measure(job: Job) -> dict[str, Any]:
     if job.get("text"):
         overrides["env.kwargs.data"] = job["text"]
     config = configs.validate(configs.override(configs.read(job["config"]), overrides))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModuleNotFoundError(name="a GPU with CUDA")
     trainer = build.trainer(config)
     clock, agent, log = trainer.clock, trainer.agent, Log(config.log.every)
     watch, losses = Watch(job.get("every", 0)), []
@@ -38,9 +40,10 @@ def measure(job: Job) -> dict[str, Any]:
     def policy(obs: Any) -> Any:
         agent.eval()
         with torch.inference_mode():
-            action = agent.act(torch.as_tensor(obs), agent.initial_state(len(obs)), {}, {}, None, explore=False).action
+            seen = torch.as_tensor(obs, device=config.device)
+            action = agent.act(seen, agent.initial_state(len(obs)), {}, {}, None, explore=False).action
         agent.train()
-        return action.numpy()
+        return action.numpy(force=True)
 
     with trainer.training(), _apart(watch) if job.get("apart") else nullcontext():
         watch.start()

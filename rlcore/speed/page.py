@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.speed.harness import Bench
-from rlcore.speed.parts import Comparison, Contender
+from rlcore.speed.settings import Comparison, Contender
 
 Results = dict[int, dict[str, Any]]  # by repetition
 Row = list[str]

@@ -6,42 +6,14 @@ trains as long as each library's published settings do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from rlcore import config as configs
+from rlcore.speed.accelerator import accelerated
 from rlcore.speed.peer import GOAL, Job
+from rlcore.speed.settings import Comparison, Contender, Size
 
-Size = Literal["quick", "standard", "full"]
 EVERY = 2_500  # frames between evaluations, where the time to solve CartPole is measured
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to do what a comparison compares."""
-
-    name: str
-    module: str  # of rlcore.speed
-    job: Job
-    about: float  # seconds of a measurement at the standard size, whole process, on one quiet core
-    repeats: int | None = None  # where they are not the comparison's
-    needs: str = ""  # the option that gives the path to a checkout
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A table of the page. Ratios are of the contenders in ``ours`` to all others, pair by pair."""
-
-    part: str
-    name: str
-    title: str
-    kind: Literal["race", "solve", "loss", "values", "rows"]
-    contenders: list[Contender]
-    repeats: int = 2
-    unit: str = "frames/s"
-    ours: list[str] = field(default_factory=list)
-    about: str = ""
-
 
 PARTS = (
     "dqn",
@@ -57,6 +29,7 @@ PARTS = (
     "startup",
     "nanogpt",
     "nanogpt_loss",
+    "gpu",
 )
 NANOGPT_LOSS = 1.88  # what its README reports for this setting
 _EAGER, _COMPILED = {"compile": "off"}, {"compile": "on"}
@@ -161,7 +134,15 @@ def _peer(name: str, module: str, options: dict[str, Any], frames: int, about: f
 
 def comparisons(size: Size) -> list[Comparison]:
     """Return all that is measured, in the order of the page."""
-    return [*_dqn(size), _solve(size), *_on_policy(size), _sac(size), *_values(size), *_nanogpt(size)]
+    return [
+        *_dqn(size),
+        _solve(size),
+        *_on_policy(size),
+        _sac(size),
+        *_values(size),
+        *_nanogpt(size),
+        *accelerated(size),
+    ]
 
 
 def _frames(size: Size, quick: int, standard: int, full: int) -> int:

@@ -50,6 +50,10 @@ class Watch:
 
     def stop(self) -> None:
         """Stand still."""
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         if self._begun is not None:
             self.seconds += time.perf_counter() - self._begun
             self._begun = None
