@@ -283,13 +283,13 @@ def evaluate(
         return _with_mistakes(loaded[0], episodes, seed, mistakes)
     _require_alike(loaded, episodes, seed)
     results = [_evaluated(run, episodes, seed) for run in loaded]
-    if len(results) == 1:
-        return results[0]
     return over_runs([run.path for run in loaded], results)
 
 
 def over_runs(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the statistics over the evaluations of several runs, as `evaluate` does."""
+    """Return the statistics over the evaluations of several runs, as `evaluate` does; of one run its evaluation."""
+    if len(results) == 1:
+        return results[0]
     first, means = results[0], [result["mean"] for result in results]
     low, high = stratified_bootstrap_ci([[mean] for mean in means])
     statistics = summary(means) | {"ci_low": low, "ci_high": high}

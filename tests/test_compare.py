@@ -213,6 +213,7 @@ def test_evaluations_with_such_a_number_are_printed_and_averaged(tmp_path: Path)
     assert readable.report("run", results[1]).endswith("  r2 nan   loss 2")
     over = api.over_runs([tmp_path, tmp_path], results)
     assert over["loss"] == 1.5 and "r2" not in over
+    assert api.over_runs([tmp_path], results[:1]) == results[0], "one run has no interval over runs"
 
 
 def test_returns_that_are_not_finite_have_no_difference(tmp_path: Path) -> None:
