@@ -1,8 +1,9 @@
 """CUDA graphs: a compiled function is recorded once, and then all its kernels are one launch.
 
 What a graph reads and writes lies where it was recorded. Tensors that are the same ones in every call are read and
-written in place; those that vary are copied to where they were; results are copied from where they come to be, for the
-next call writes there again. Recording runs the function a few times first: what that wrote is undone.
+written in place; those that vary are copied to tensors of their own, laid out alike; results are copied from where they
+come to be, for the next call writes there again. Recording runs the function a few times first: what that wrote, and
+drew from torch's generators, is undone.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ class Record(Protocol):
 
 
 def replayed(run: Run, tensors: Sequence[Tensor], varying: int = 0) -> Run:
-    """Return a compiled function for what it is called with: on CUDA as a graph, elsewhere as it is.
+    """Return a compiled function for what it is called with: as a graph if all that is on CUDA, else as it is.
+
+    What a function does on a CPU, such as counting an optimiser's steps there, no graph of CUDA's does again.
 
     Args:
         run: the function.
         tensors: it is to be called with, of these shapes; the first ones are always the same.
         varying: how many at the end vary.
     """
-    return Replayed(run, varying, record) if tensors[0].device.type == "cuda" else run
+    return Replayed(run, varying, record) if all(x.device.type == "cuda" for x in tensors) else run
 
 
 def record(function: Callable[[], Any]) -> tuple[Callable[[], Any], list[Tensor]]:
@@ -69,13 +72,28 @@ class Replayed:
         """Run the function."""
         fixed, varying = tensors[: len(tensors) - self.varying], tensors[len(tensors) - self.varying :]
         at = [x.data_ptr() for x in fixed]
-        if at != self._at:
-            self._at, self._held = at, [x.clone() for x in varying]
+        new = at != self._at
+        if new:
+            self._at, self._held = at, [_like(x) for x in varying]
+        for held, x in zip(self._held, varying, strict=True):
+            _distinct(held).copy_(_distinct(x))
+        if new:
             before = [x.clone() for x in fixed]
-            self._replay, self._results = self.record(lambda: self.run([*fixed, *self._held]))
+            with torch.random.fork_rng(devices=[x.device for x in fixed[:1] if x.is_cuda]):
+                self._replay, self._results = self.record(lambda: self.run([*fixed, *self._held]))
             for x, old in zip(fixed, before, strict=True):
                 x.copy_(old)
-        for held, x in zip(self._held, varying, strict=True):
-            held.copy_(x)
         self._replay()
         return [x.clone() for x in self._results]
+
+
+def _like(x: Tensor) -> Tensor:
+    """Return a new tensor with the strides of ``x``, on which compiled code relies: a clone has others than a view."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def _distinct(x: Tensor) -> Tensor:
+    """Return of every dimension that was expanded the first item."""
+    for dim, stride in enumerate(x.stride()):
+        x = x if stride else x.narrow(dim, 0, min(1, x.shape[dim]))
+    return x

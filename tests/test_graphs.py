@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlcore import graphs
 from rlcore.graphs import Replayed, replayed
@@ -68,8 +69,46 @@ def test_other_fixed_tensors_are_recorded_anew(device: str) -> None:
         assert calls == ["recorded"] * 2
 
 
-def test_a_cpu_needs_no_graph() -> None:
+def test_what_lies_on_a_cpu_is_part_of_no_graph() -> None:
     assert replayed(count_up, [torch.zeros(3), torch.zeros(3)], 1) is count_up
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        away = torch.zeros(3, device="cuda:0")
+        assert replayed(count_up, [away, torch.zeros(())]) is count_up
+        assert replayed(count_up, [away, away]) is not count_up
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_varies_keeps_its_strides(device: str) -> None:
+    """Compiled code knows them: it would read elsewhere in a contiguous copy of a batch that is a view."""
+
+    def total(tensors: list[Tensor]) -> list[Tensor]:
+        strides.append([x.stride() for x in tensors[1:]])
+        return [sum((x.sum(0) for x in tensors[1:]), start=tensors[0])]
+
+    strides: list[Any] = []
+    run = Replayed(total, 2, recorder(device))
+    zero = torch.zeros(4, device=device)
+    for start in (0.0, 1.0):
+        records = torch.arange(18.0, device=device).view(3, 6) + start
+        view, row = records[:, 1:5], records[0, :4].expand(3, 4)
+        (found,) = run([zero, view, row])
+        assert torch.equal(found, view.sum(0) + row.sum(0))
+    assert strides and all(given == [(6, 1), (0, 1)] for given in strides)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_recording_draws_nothing(device: str) -> None:
+    """A resumed run records at another update than one that was never stopped; dropout draws the same in both."""
+
+    def noisy(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0] + torch.rand(3, device=device)]
+
+    zero = torch.zeros(3, device=device)
+    expected = [noisy([zero])[0] for _ in range(3)]
+    torch.manual_seed(0)
+    first, again = (Replayed(noisy, 0, recorder(device)) for _ in range(2))
+    for x, run in zip(expected, (first, first, again), strict=True):
+        assert torch.equal(run([zero])[0], x)
 
 
 @pytest.mark.usefixtures("interpreted")
