@@ -125,12 +125,24 @@ def test_a_resumed_actor_plays_on() -> None:
         assert all(torch.equal(x, y) for x, y in zip(flat(one), flat(other), strict=True))
 
 
-def test_fake_rows_and_memories_are_not_played() -> None:
-    env = CartPole(2, autoreset="next_step")
-    obs, noise = torch.zeros(2, 4), {"u": torch.zeros(2)}
-    assert compiled_play(Noisy(env), env, obs, (), {}, noise) is None
-    env = CartPole(2)
-    assert compiled_play(Noisy(env), env, obs, torch.zeros(2, 3), {}, noise) is None
+class Masked(CartPole):
+    """Says that it has masks."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs)
+        self.spec = self.spec._replace(extras=frozenset({"action_mask"}))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_fake_rows_memories_and_masks_are_not_played(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"u": torch.zeros(2)}
+    obs, knobs = torch.zeros(2, 4), {"knob": torch.tensor(0.0)}
+    fake, plain, masked = CartPole(2, autoreset="next_step"), CartPole(2), Masked(2)
+    assert compiled_play(Noisy(fake), fake, obs, (), knobs, given) is None
+    assert compiled_play(Noisy(plain), plain, obs, torch.zeros(2, 3), knobs, given) is None
+    assert compiled_play(Noisy(masked), masked, obs, (), knobs, given) is None
+    assert compiled_play(Noisy(plain), plain, obs, (), knobs, given) is not None
+    assert capsys.readouterr().err == "", "they were tried"
 
 
 class Branches(CartPole):
