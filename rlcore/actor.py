@@ -171,9 +171,7 @@ class Actor:
         n, space = self.env.num_envs, self.env.spec.action_space
         if self.state is None:
             self.state = agent.initial_state(n)
-        if "action_mask" in self.extras or not is_empty(
-            self.state
-        ):  # what may be done, or the memory, depends on steps
+        if "action_mask" in self.extras or not is_empty(self.state):  # either depends on the steps before
             return [self.step(agent, knobs, agent.noise("act", n, self.rng), random=True) for _ in range(count)]
         actions = random_actions(space, count * n, self.rng).unflatten(0, (count, n)).unbind()
         return [self.finish(agent, Act(action), self.env.step(action)) for action in actions]

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore.arrays import tensor
 from rlcore.errors import UserError
-from rlcore.native import tensor
 from rlcore.records import minimum
 from rlcore.replay import ReplayBuffer, layout
 from rlcore.tree import leaves, tmap

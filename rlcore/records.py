@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.native import array
+from rlcore.arrays import array
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NUMBERS = (  # what NumPy knows as well
@@ -99,11 +99,6 @@ class Records:
 def pick(x: Any, index: Any) -> Any:
     """Return the items of an array at ``index`` (B,)."""
     return x.take(index, axis=0) if isinstance(x, np.ndarray) else x.index_select(0, index)
-
-
-def whole(x: Any) -> Any:
-    """Return an array's whole parts, int64."""
-    return x.astype(np.int64) if isinstance(x, np.ndarray) else x.long()
 
 
 def where(flag: Any, x: Any, y: Any) -> Any:

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.arrays import array, tensor, whole
 from rlcore.errors import UserError
-from rlcore.native import array, tensor
-from rlcore.records import Records, below, find, first, fits, minimum, pick, unless, where, whole
+from rlcore.records import Records, below, find, first, fits, minimum, pick, unless, where
 from rlcore.tree import cut, leaves, tmap
 from rlcore.types import Rollout, Transition
 
