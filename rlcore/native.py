@@ -56,6 +56,9 @@ class BatchedEnv(VectorEnv):
     ``alone`` as well, `dynamics` of one environment on a CPU gets and returns its numbers without the axis of
     environments: state (k,), action, reward and terminated without N. Operations on NumPy's scalars cost a tenth.
 
+    Compiled runs step it as a graph of a `twin`, which is built with the same arguments: nothing else may be set on it
+    later, and all that changes is in the state.
+
     Args:
         obs_space: of one environment.
         action_space: of one environment.

@@ -199,7 +199,7 @@ def test_what_was_changed_comes_before_all_settings(pages: dict[str, tuple[Path,
     changed, every = known.settings(finished)
     rows = {name: (ours, theirs) for name, ours, theirs in changed.rows}
     assert rows["budget.frames"] == ("600", "200000") and rows["agent.network.kwargs.hidden"] == ("[16]", "[64, 64]")
-    assert "optim.lr" not in rows and ("optim.lr", "0.0015") in every.rows
+    assert "agent.double" not in rows and ("agent.double", "true") in every.rows
     text = visible(pages["dqn"][1])
     assert text.index("budget.frames 600 200000") < text.index("All ")
 
