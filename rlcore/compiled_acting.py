@@ -8,7 +8,6 @@ Its inputs are laid out contiguously: what is compiled does not depend on their 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from rlcore import compiled_graph
 from rlcore.agent import Agent
-from rlcore.errors import note
 from rlcore.tree import leaves, tmap
 from rlcore.types import Act
 
@@ -46,14 +44,8 @@ def compiled_act(agent: Agent, inputs: Inputs) -> Acts:
     If it cannot be compiled a note says so, and it is returned as it is. What is returned is to be called in inference
     mode, for the agent in the mode (training or evaluation) that it is in now.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
-            return _compiled(agent, inputs)
-    except Exception as error:  # whatever the agent's code or the compiler raises
-        what = " ".join(str(error).split())[:200]
-        note(f"{type(agent).__name__}.act runs uncompiled: {type(error).__name__}: {what}")
-        return lambda inputs: agent.act(*inputs)
+    made = compiled_graph.attempted(f"{type(agent).__name__}.act runs", lambda: _compiled(agent, inputs))
+    return made or (lambda inputs: agent.act(*inputs))
 
 
 def _compiled(agent: Agent, inputs: Inputs) -> Acts:

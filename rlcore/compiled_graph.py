@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlcore.agent import Agent
+from rlcore.errors import note
 from rlcore.tree import tmap
+
+T = TypeVar("T")
 
 OPTIONS = {
     "fallback_random": True,  # dropout draws what it draws uncompiled
@@ -24,6 +28,18 @@ def prepare() -> None:
     """Choose where compiled graphs are kept between runs: TORCHINDUCTOR_CACHE_DIR, or the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home) / "rlcore" / "compiled"))
+
+
+def attempted(what: str, make: Callable[[], T]) -> T | None:
+    """Return what ``make`` compiles; None if it cannot, and a note says that ``what`` ("X.act runs") is uncompiled."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
+            return make()
+    except Exception as error:  # whatever the code that is traced or the compiler raises
+        why = " ".join(str(error).split())[:200]
+        note(f"{what} uncompiled: {type(error).__name__}: {why}")
+        return None
 
 
 def compile_graph(

@@ -8,7 +8,6 @@ on a GPU one launch of a CUDA graph (`rlcore.graphs`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,6 @@ from rlcore import compiled_graph, graphs
 from rlcore.agent import Agent
 from rlcore.arrays import on_tensors
 from rlcore.compiled_acting import Call, product
-from rlcore.errors import note
 from rlcore.native import BatchedEnv
 from rlcore.tree import leaves, tmap
 from rlcore.types import Act, Step
@@ -37,14 +35,8 @@ def compiled_play(agent: Agent, env: Any, obs: Any, state: Any, knobs: Any, nois
         return None
     if any(True for _ in leaves(state)):
         return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
-            return Play(agent, env, obs, knobs, noise)
-    except Exception as error:  # whatever the environment's or the agent's code or the compiler raises
-        what = " ".join(str(error).split())[:200]
-        note(f"steps of {type(env).__name__} run uncompiled: {type(error).__name__}: {what}")
-        return None
+    steps = f"steps of {type(env).__name__} run"
+    return compiled_graph.attempted(steps, lambda: Play(agent, env, obs, knobs, noise))
 
 
 class Play:

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from rlcore import compiled_graph, graphs
 from rlcore.agent import Agent
 from rlcore.config import Config, DatasetConfig, ReplayConfig
-from rlcore.errors import UserError, note
+from rlcore.errors import UserError
 from rlcore.functional import FunctionalLoss
 from rlcore.tree import tmap
 from rlcore.types import Batch, Loss
@@ -134,14 +133,9 @@ class Compiler:
     def _compiled(self, group: Group, function: Callable[[Batch], Loss], batch: Batch) -> Update | None:
         named = {self.names[id(p)]: p for p in group.parameters}
         rest = {k: v for k, v in compiled_graph.named_tensors(self.agent) if k not in named}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch's compiler says of its own parts
-                return Update(group, FunctionalLoss(self.agent, function, named), rest, batch)
-        except Exception as error:  # whatever the agent's code or the compiler raises
-            what = " ".join(str(error).split())[:200]
-            note(f"{type(self.agent).__name__}.{function.__name__} runs uncompiled: {type(error).__name__}: {what}")
-            return None
+        loss = FunctionalLoss(self.agent, function, named)
+        what = f"{type(self.agent).__name__}.{function.__name__} runs"
+        return compiled_graph.attempted(what, lambda: Update(group, loss, rest, batch))
 
 
 class Update:
