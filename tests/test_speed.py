@@ -252,4 +252,5 @@ def test_every_part_is_there_and_our_settings_are_valid(size: parts.Size) -> Non
         for contender in comparison.contenders:
             if contender.module == "ours":
                 job = contender.job
-                configs.validate(configs.override(configs.read(job["config"]), job["overrides"]))
+                frames = {"budget.frames": job["frames"]} if "frames" in job else {}
+                configs.validate(configs.override(configs.read(job["config"]), {**job["overrides"], **frames}))

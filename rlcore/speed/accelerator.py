@@ -48,7 +48,7 @@ def accelerated(size: Size) -> list[Comparison]:
 
     def ways_of(job: Job, about: float) -> list[Contender]:
         jobs = {way: {**job, "overrides": {**job["overrides"], **how}, "apart": True} for way, how in _WAYS.items()}
-        return [Contender(way, "ours", one, about) for way, one in jobs.items()]
+        return [Contender(way, "ours", one, about, gpu=True) for way, one in jobs.items()]
 
     races = [
         Comparison("gpu", f"{name.lower()}_frames", f"{name} on native CartPole, on a GPU", "race",
@@ -57,7 +57,7 @@ def accelerated(size: Size) -> list[Comparison]:
     ]  # fmt: skip
     solvers = [
         Contender(f"{name}, graphs", "ours", {**job, "overrides": {**job["overrides"], **_WAYS["ours, graphs"]},
-                                             "frames": frames, "every": 2**18}, 30)
+                                             "frames": frames, "every": 2**18}, 30, gpu=True)
         for name, job in _LARGE.items()
     ]  # fmt: skip
     solve = Comparison("gpu", "solve", "Time to solve it there", "solve", solvers, 1 if quick else 10, "s")
@@ -71,7 +71,7 @@ def accelerated(size: Size) -> list[Comparison]:
     text = [
         *ways_of({"config": "shakespeare", "overrides": _TEXT, "tokens": 256, "text": "", "frames": 64 * steps,
                   "goal": _LOSS, "look": 64 * 250}, 300),
-        Contender("nanoGPT train.py", "nanogpt", theirs, 300, needs="nanogpt"),
+        Contender("nanoGPT train.py", "nanogpt", theirs, 300, needs="nanogpt", gpu=True),
     ]  # fmt: skip
     until = Comparison("gpu", "nanogpt", "nanoGPT's GPU setting", "loss", text, 1, "s")
     return [*races, solve, *updates, until]

@@ -12,7 +12,7 @@ import importlib.util
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -95,23 +95,45 @@ def measure(
 
 
 def _rows(env_id: str, n: int, repeats: int, turn: float) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(0)
+    contenders = _contenders(env_id, n, np.random.default_rng(0))
+    return [{"env": env_id, "environments": n, **row} for row in compared(contenders, n, repeats, turn)]
+
+
+def compared(
+    contenders: Mapping[str, tuple[Step, list[Any]]], n: int, repeats: int, turn: float
+) -> list[dict[str, Any]]:
+    """Let contenders step n environments in turn; return the rows of `measure`, with ratios to the first contender.
+
+    Args:
+        contenders: by name how to step, and `BATCHES` of actions.
+        n: environments of a step.
+        repeats: turns of every contender.
+        turn: seconds of a turn.
+    """
     times: dict[str, list[float]] = {}
     runs = {}
-    for name, (step, actions) in _contenders(env_id, n, rng).items():
+    for name, (step, actions) in contenders.items():
         _take(step, actions, 4)
         count = max(4, int(turn / _take(step, actions, 4)))
         runs[name], times[name] = (step, actions, count), []
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(1e6 * _take(*run))
-    rows = []
+    rows, first = [], next(iter(times.values()))
     for name, found in times.items():
         low, middle, high = np.quantile(found, [0.25, 0.5, 0.75]).tolist()
-        ratio = statistics.median(x / ours for x, ours in zip(found, times["ours"], strict=True))
-        row = {"env": env_id, "environments": n, "by": name, "us": middle, "from": low, "to": high}
+        ratio = statistics.median(x / reference for x, reference in zip(found, first, strict=True))
+        row = {"by": name, "us": middle, "from": low, "to": high}
         rows.append(row | {"steps_per_second": 1e6 * n / middle, "ratio": ratio})
     return rows
+
+
+def random_batches(space: gym.Space[Any], n: int, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
+    """Return `BATCHES` of n random actions of a Discrete or a bounded Box space."""
+    if isinstance(space, gym.spaces.Discrete):
+        return [rng.integers(0, int(space.n), n) for _ in range(BATCHES)]
+    assert isinstance(space, gym.spaces.Box)
+    return [rng.uniform(space.low, space.high, (n, *space.shape)).astype(np.float32) for _ in range(BATCHES)]
 
 
 def _take(step: Step, actions: list[Any], count: int) -> float:
@@ -127,11 +149,7 @@ def _contenders(env_id: str, n: int, rng: np.random.Generator) -> dict[str, tupl
     ours = make_env(env_id, n)
     ours.reset(0)
     space = ours.spec.action_space
-    if isinstance(space, gym.spaces.Discrete):
-        drawn = [rng.integers(0, int(space.n), n) for _ in range(BATCHES)]
-    else:
-        assert isinstance(space, gym.spaces.Box)
-        drawn = [rng.uniform(space.low, space.high, (n, *space.shape)).astype(np.float32) for _ in range(BATCHES)]
+    drawn = random_batches(space, n, rng)
     found: dict[str, tuple[Step, list[Any]]] = {"ours": (ours.step, [torch.from_numpy(a) for a in drawn])}
     if env_id == "PixelBreakout-v0":
         if n <= ONE_BY_ONE and importlib.util.find_spec("minatar"):

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlcore import runs, study
 from rlcore.errors import note
 from rlcore.speed.settings import Comparison, Contender
@@ -109,17 +111,24 @@ def run(bench: Bench, comparisons: Sequence[Comparison]) -> None:
 
 def _about(bench: Bench, comparison: Comparison, contender: Contender) -> float:
     """Return the seconds that a measurement is likely to take: as those that are kept, else as elsewhere."""
-    if contender.needs and contender.needs not in bench.checkouts:
+    if _problem(bench, contender):
         return 0.0
     took = [result["process_seconds"] for result in bench.results(comparison, contender).values()]
     return statistics.median(took) if took else contender.about
 
 
+def _problem(bench: Bench, contender: Contender) -> str:
+    """Return why a contender cannot be measured here; empty: nothing is known to be in its way."""
+    if contender.needs and contender.needs not in bench.checkouts:
+        return f"no checkout given (--{contender.needs} DIR)"
+    return "there is no GPU with CUDA" if contender.gpu and not torch.cuda.is_available() else ""
+
+
 def _measure(bench: Bench, contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
     """Run one measurement in a process of its own; return its result, or its problem."""
+    if problem := _problem(bench, contender):
+        return {"problem": problem}
     if contender.needs:
-        if contender.needs not in bench.checkouts:
-            return {"problem": f"no checkout given (--{contender.needs} DIR)"}
         job = {**job, "checkout": str(bench.checkouts[contender.needs])}
     python = bench.interpreters.get(contender.module)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

@@ -31,8 +31,6 @@ def measure(job: Job) -> dict[str, Any]:
     if job.get("text"):
         overrides["env.kwargs.data"] = job["text"]
     config = configs.validate(configs.override(configs.read(job["config"]), overrides))
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModuleNotFoundError(name="a GPU with CUDA")
     trainer = build.trainer(config)
     clock, agent, log = trainer.clock, trainer.agent, Log(config.log.every)
     watch, losses = Watch(job.get("every", 0)), []

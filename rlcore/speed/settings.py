@@ -20,6 +20,7 @@ class Contender:
     about: float  # seconds of a measurement at the standard size, whole process, on one quiet core
     repeats: int | None = None  # where they are not the comparison's
     needs: str = ""  # the option that gives the path to a checkout
+    gpu: bool = False  # whether it needs one, with CUDA
 
 
 @dataclass(frozen=True)

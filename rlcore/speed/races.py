@@ -1,0 +1,135 @@
+"""Ours beside other libraries: DQN, PPO, PQN and SAC at the same settings, and the time to solve CartPole."""
+
+from __future__ import annotations
+
+from rlcore import config as configs
+from rlcore.speed.contenders import COMPILED, EAGER, by_size, cleanrl, mine, peer, sb3
+from rlcore.speed.peer import GOAL
+from rlcore.speed.published import CLEAN, CLEAN_SHORT, PPO, PQN, SB3_PPO, ZOO, ZOO_DQN, ZOO_PPO, ZOO_SHORT
+from rlcore.speed.settings import Comparison, Contender, Size
+
+EVERY = 2_500  # frames between evaluations, where the time to solve CartPole is measured
+
+
+def dqn(size: Size) -> list[Comparison]:
+    """Return DQN at the zoo's and at CleanRL's settings, and a long run with compiling."""
+    zoo = by_size(size, 2_000, 8_000, 50_000)
+    clean = by_size(size, 11_000, 30_000, 500_000)
+    long = by_size(size, 4_000, 150_000, 500_000)
+    gymnasium = {"env.backend": "sync"}
+    at_zoo = [
+        mine("ours, eager", ZOO, zoo, 9),
+        mine("ours, compiled", ZOO, zoo, 8, compiled=True),
+        mine("ours, eager, gymnasium's environment", ZOO, zoo, 10, overrides=gymnasium),
+        sb3("DQN", ZOO_DQN, zoo, 14),
+        peer("Tianshou DQN", "tianshou", ZOO_SHORT, zoo, 15),
+        peer("TorchRL DQN", "torchrl", ZOO_SHORT, zoo, 18),
+    ]
+    at_clean = [
+        mine("ours, eager", CLEAN, clean, 7),
+        mine("ours, compiled", CLEAN, clean, 8, compiled=True),
+        cleanrl("dqn.py", clean, 0.1 * (1 - 10_000 / clean), 15),
+        peer("Tianshou DQN", "tianshou", CLEAN_SHORT, clean, 22),
+    ]
+    whole = Contender("ours, compiled", "ours", {"config": ZOO, "overrides": COMPILED, "frames": long}, 100)
+    ours = ["ours, eager", "ours, compiled"]
+    return [
+        Comparison("dqn", "zoo", "DQN at the zoo's CartPole settings", "race", at_zoo, ours=ours, about=_ZOO_ABOUT),
+        Comparison("dqn", "cleanrl", "DQN at CleanRL's settings", "race", at_clean, ours=ours, about=_CLEAN_ABOUT),
+        Comparison(
+            "dqn_long", "zoo_long", f"DQN at the zoo's settings for {long:,} frames, compile time included", "race",
+            [whole], repeats=1, about="To be held against the frames per second of the table before it.",
+        ),
+    ]  # fmt: skip
+
+
+_ZOO_ABOUT = (
+    "One environment, two layers of 256, batch 64, 128 updates after every 256 frames. The same settings for all. "
+    "What differs: our environment is the native one unless said (Stable-Baselines3, Tianshou and TorchRL step "
+    "gymnasium's), the target network is copied every 10 frames by Stable-Baselines3, so before each 128 updates, "
+    "and once with each 128 by the others. Compilation is left out here and told apart."
+)
+_CLEAN_ABOUT = (
+    "One environment, layers of 120 and 84, batch 128, one update every 10 frames after 10,000 frames, target copied "
+    "every 500 frames, as in its dqn.py. CleanRL steps gymnasium's environment and writes TensorBoard files; Tianshou "
+    "steps gymnasium's; ours the native one, and reads its metrics every 1,000 frames."
+)
+
+
+def solve(size: Size) -> Comparison:
+    """Return the time to solve CartPole."""
+    seeds, theirs = {"quick": (1, 1), "standard": (10, 1), "full": (10, 10)}[size]
+    budget = by_size(size, 3_000, 500_000, 500_000)
+
+    def recipe(name: str) -> Contender:
+        frames = min(configs.validate(configs.read(name)).budget.frames, budget)
+        return Contender(name, "ours", {"config": name, "overrides": EAGER, "frames": frames}, 10)
+
+    fast = sorted(path.stem for path in configs.recipes().glob("cartpole_fast_*.yaml"))
+    ours = [recipe(name) for name in (*fast, "cartpole_dqn", "cartpole_pqn")]
+    theirs_at = [
+        sb3("DQN", ZOO_DQN, min(50_000, budget), 70),
+        sb3("PPO", ZOO_PPO, min(100_000, budget), 50, num_envs=8),
+        peer("Tianshou DQN", "tianshou", ZOO_SHORT, min(50_000, budget), 70),
+        cleanrl("pqn.py", budget, 16 / 512, 90),
+        *([cleanrl("dqn.py", budget, 0.1, 180)] if size == "full" else []),
+    ]
+    contenders = [
+        Contender(c.name, c.module, {**c.job, "every": EVERY}, c.about, n, c.needs)
+        for group, n in ((ours, seeds), (theirs_at, theirs))
+        for c in group
+    ]
+    about = (
+        f"Training ends at the first evaluation of 100 greedy episodes that averages {GOAL:g} or more and that 100 "
+        f"others confirm; every library is evaluated by the same code every {EVERY:,} frames, and evaluations do "
+        "not count as training. A seed that does not get there counts with all its budget: the library's own published "
+        "number of frames (50,000 for the zoo's DQN, 100,000 for its PPO, 500,000 for CleanRL). The whole process has "
+        "everything in it: start, evaluations, end. "
+    )
+    title = "Time to solve CartPole-v1"
+    return Comparison("solve", "cartpole", title, "solve", contenders, repeats=seeds, unit="s", about=about)
+
+
+def on_policy(size: Size) -> list[Comparison]:
+    """Return PPO and PQN at CleanRL's settings."""
+    frames = by_size(size, 2_048, 20_480, 500_000)
+    pqn = by_size(size, 2_048, 51_200, 500_000)
+    ours = ["ours, eager", "ours, compiled"]
+    at_ppo = [
+        mine("ours, eager", PPO, frames, 8),
+        mine("ours, compiled", PPO, frames, 6, compiled=True),
+        cleanrl("ppo.py", frames, 16 / 512, 25),
+        sb3("PPO", SB3_PPO, frames, 20, num_envs=4),
+    ]
+    at_pqn = [
+        mine("ours, eager", PQN, pqn, 8),
+        mine("ours, compiled", PQN, pqn, 6, compiled=True),
+        cleanrl("pqn.py", pqn, 16 / 512, 15),
+    ]
+    about = (
+        "4 environments, 128 steps, 4 epochs of 4 minibatches. CleanRL and Stable-Baselines3 step gymnasium's "
+        "environment, ours is the native one. "
+    )
+    return [
+        Comparison("ppo", "cleanrl", "PPO at CleanRL's settings", "race", at_ppo, ours=ours, about=about),
+        Comparison("pqn", "cleanrl", "PQN at CleanRL's settings", "race", at_pqn, ours=ours, about=about),
+    ]
+
+
+def sac(size: Size) -> Comparison:
+    """Return SAC on HalfCheetah."""
+    frames = by_size(size, 1_050, 2_500, 10_000)
+    options = {"learning_starts": 1_000, "batch_size": 256, "learning_rate": 3e-4, "buffer_size": 50_000}
+    theirs = sb3("SAC", options, frames, 30)
+    contenders = [
+        mine("ours, eager", "halfcheetah_sac", frames, 20),
+        mine("ours, compiled", "halfcheetah_sac", frames, 15, compiled=True),
+        Contender(theirs.name, "sb3", {**theirs.job, "env": "HalfCheetah-v5"}, theirs.about),
+    ]
+    about = (
+        f"MuJoCo's HalfCheetah-v5, {frames:,} frames, two layers of 256, batch 256, one update a frame after 1,000. "
+    )
+    ours = ["ours, eager", "ours, compiled"]
+    return Comparison(
+        "sac", "halfcheetah", "SAC on HalfCheetah-v5", "race", contenders, repeats=2, ours=ours, about=about
+    )
