@@ -156,7 +156,7 @@ class Actor:
             return [joined(self._random(agent, knobs, count))]
         drawn = agent.noise("act", count * self.env.num_envs, self.rng)
         rows = {name: x.unflatten(0, (count, -1)) for name, x in drawn.items()}
-        play = self._play(agent, knobs, rows) if self.compiled else None
+        play = self._play(agent, knobs, rows) if self.compiled and self.env.autoreset != "disabled" else None
         if play is None:
             each = cut(drawn, count)
             return [joined([self.step(agent, knobs, noise) for noise in each])]
@@ -214,8 +214,11 @@ class Actor:
         masks = {name: x for name, x in self.extras.items() if name == "action_mask"}
         acted = Acted(self.obs, self.state, masks, act, step)
         self.obs, self.extras = step.obs, step.extras
+        ended = step.terminated | step.truncated
+        if self.env.autoreset == "disabled":  # it goes on where it is until told to begin anew
+            self.obs, self.extras = self.env.reset(mask=ended)
         if not is_empty(act.state):
-            fresh = step.terminated | step.truncated | ~step.valid
+            fresh = ended | ~step.valid
             start = agent.initial_state(self.env.num_envs)
             self.state = tmap(lambda s, zero: torch.where(_like(fresh, s), zero, s), act.state, start)
         return acted

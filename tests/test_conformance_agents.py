@@ -11,8 +11,12 @@ from torch import Tensor
 
 from agents.configs.value import DQNConfig
 from agents.dqn import DQN
-from rlcore import registry
+from envs.cartpole import CartPole
+from envs.pendulum import Pendulum
+from rlcore import build, registry
+from rlcore import config as configs
 from rlcore.testing import check_agent
+from rlcore.testing.agents import check_determinism, check_resume, first_difference, iterate
 from rlcore.types import Act, Batch, Loss
 
 SMALL = {"batch_size": 16, "learning_starts": 32, "updates_per_frame": 0.5}
@@ -43,6 +47,83 @@ AGENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_agent_keeps_the_contract(name: str) -> None:
     check_agent(AGENTS[name])
+
+
+REPLAY = {"batch_size": 8, "learning_starts": 16, "updates_per_frame": 0.2, "frames_per_iteration": 12}
+ROLLOUT = {"horizon": 12}
+TINY = {"network": {"name": "mlp", "kwargs": {"hidden": [8]}}}
+MEMORY = {"network": {"name": "gru", "kwargs": {"features": 4}}}
+# Every agent that acts: its options, its source's, and whether its actions are numbers of a Box.
+ACTING: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "dqn": ({**TINY, "n_step": 3, "double": True}, REPLAY, False),
+    "c51": (TINY, REPLAY, False),
+    "qr_dqn": (TINY, REPLAY, False),
+    "iqn": (TINY, REPLAY, False),
+    "rainbow": (TINY, {**REPLAY, "prioritized": True}, False),
+    "r2d2": ({**MEMORY, "burn_in": 2, "length": 4, "n_step": 2}, {**REPLAY, "prioritized": True}, False),
+    "pqn": (TINY, ROLLOUT, False),
+    "ppo": ({**MEMORY, "sequence_length": 4}, {**ROLLOUT, "epochs": 2, "minibatches": 2}, False),
+    "a2c": ({**TINY, "normalize_obs": True}, {**ROLLOUT, "reward": "normalize"}, False),
+    "reinforce": (TINY, ROLLOUT, False),
+    "sac": ({"hidden": [8]}, REPLAY, True),
+    "td3": ({"hidden": [8]}, {**REPLAY, "prioritized": True}, True),
+    "ddpg": ({"hidden": [8], "normalize_obs": True}, {**REPLAY, "reward": "normalize"}, True),
+}
+LEARN_FROM_DATA = {"bc", "cql", "iql", "supervised", "seq2seq"}
+WRITE = {"grpo"}  # episodes of one step, whatever the mode
+
+
+def moded(name: str, mode: str, num_envs: int) -> Any:
+    """Return the settings of a run in an environment of short episodes that resets itself as ``mode`` says."""
+    agent, source, continuous = ACTING[name]
+    raw = {
+        "env": {"id": "ModedBox" if continuous else "Moded", "num_envs": num_envs, "kwargs": {"mode": mode}},
+        "agent": {"name": name, **agent},
+        "source": source,
+    }
+    return configs.validate(raw)
+
+
+@pytest.fixture
+def _moded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_own", dict(registry._own))
+    for name, cls in (("Moded", CartPole), ("ModedBox", Pendulum)):
+
+        def __init__(
+            self: Any, num_envs: int, device: str = "cpu", split: Any = "train", autoreset: Any = "", mode: Any = "",
+            cls: Any = cls,
+        ) -> None:  # fmt: skip
+            cls.__init__(self, num_envs, device, split, mode, max_episode_steps=10)
+
+        registry.register("envs", name, type(name, (cls,), {"__init__": __init__}))
+
+
+def test_every_agent_is_held_to_every_autoreset_mode() -> None:
+    ours = {name for name in registry.names("agents") if ("agents", name) not in registry._own}
+    assert {*ACTING, *LEARN_FROM_DATA, *WRITE} == ours
+
+
+@pytest.mark.usefixtures("_moded")
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("name", ACTING)
+def test_an_environment_reset_by_the_engine_teaches_what_one_that_resets_itself_does(name: str, num_envs: int) -> None:
+    ended = []
+    trainers = [build.trainer(moded(name, mode, num_envs)) for mode in ("same_step", "disabled")]
+    for trainer in trainers:
+        iterate(trainer, 4)
+        ended.append(trainer.source.statistics()["episode_length"])
+    one, other = (trainer.agent.state_dict() for trainer in trainers)
+    assert first_difference(one, other) is None
+    assert ended[0] == ended[1] <= 10, "episodes have ended"
+
+
+@pytest.mark.usefixtures("_moded")
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("name", ACTING)
+def test_fake_steps_harm_neither_determinism_nor_resume(name: str, num_envs: int) -> None:
+    config = moded(name, "next_step", num_envs)
+    check_determinism(config)
+    check_resume(config)
 
 
 class Synchronising(DQN):

@@ -118,6 +118,8 @@ def test_the_policy_starts_nearly_uniform_and_the_layers_orthogonal() -> None:
     assert agent.critic is not None
     head = agent.head.logits.weight.detach()
     torch.testing.assert_close(head @ head.T, 1e-4 * torch.eye(2), rtol=0, atol=1e-8)
+    mean = make(Spec(SPEC.obs_space, BOX)).head.mean.weight.detach()
+    torch.testing.assert_close(mean @ mean.T, 1e-4 * torch.eye(len(mean)), rtol=0, atol=1e-8)
     assert agent.critic.weight.norm().item() == pytest.approx(1.0)
     layers = [m for m in agent.trunks.modules() if isinstance(m, torch.nn.Linear)]
     assert len(layers) == 4

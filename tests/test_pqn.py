@@ -218,7 +218,7 @@ class Batched(BatchedEnv):
     ) -> None:
         env: Any = gym.make(of)
         self.start = int(env.reset(seed=0)[0])
-        rows = [[(env.unwrapped.P[s][a] * 3)[:3] for a in range(4)] for s in range(env.observation_space.n)]
+        rows = [[(outcomes * 3)[:3] for outcomes in by_action.values()] for by_action in env.unwrapped.P.values()]
         table = torch.tensor(rows, dtype=torch.float64)  # (S, A, 3, (probability, successor, reward, done))
         self.successor, self.reward, self.done = table[..., 1].long(), table[..., 2].float(), table[..., 3].bool()
         space, actions = env.observation_space, env.action_space
@@ -238,8 +238,17 @@ class Batched(BatchedEnv):
         return state[:, 0].long()
 
 
-@pytest.mark.parametrize(("env_id", "gamma"), [("FrozenLake-v1", 0.95), ("CliffWalking-v1", 0.9)])
-def test_the_start_states_value_is_value_iterations(env_id: str, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("env_id", "gamma", "frames"),
+    [
+        ("FrozenLake-v1", 0.95, 1_000_000),
+        ("CliffWalking-v1", 0.9, 1_000_000),
+        pytest.param("Taxi-v4", 0.99, 2_000_000, marks=pytest.mark.slow),
+    ],
+)
+def test_the_start_states_value_is_value_iterations(
+    env_id: str, gamma: float, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(registry._own, ("agents", "pqn"), Table)
     monkeypatch.setitem(registry._own, ("envs", "Batched"), Batched)
     raw: dict[str, Any] = {
@@ -247,7 +256,7 @@ def test_the_start_states_value_is_value_iterations(env_id: str, gamma: float, m
         "agent": {"name": "pqn", "gamma": gamma, "lam": 0.0, "epsilon": 0.5, "network": LINEAR.model_dump()},
         "source": {"horizon": 4, "epochs": 2, "minibatches": 2},
         "optim": {"name": "adam", "lr": 0.1, "schedule": {"kind": "exponential", "start": 1.0, "end": 0.003}},
-        "budget": {"frames": 1_000_000},
+        "budget": {"frames": frames},
     }
     trainer = build.trainer(configs.validate(raw))
     trainer.fit()

@@ -10,11 +10,14 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_dqn import OneEachStep
 from torch import Tensor
 
 from agents.configs.value import R2D2Config
 from agents.r2d2 import R2D2, begins, rescale, unscale
 from envs.cartpole import CartPole
+from rlcore import build, registry
+from rlcore import config as configs
 from rlcore.clock import Clock
 from rlcore.config import NetworkConfig, ReplayConfig
 from rlcore.errors import UserError
@@ -247,6 +250,27 @@ def test_it_keeps_the_contract_with_any_network(name: str) -> None:
     agent = {"name": "r2d2", "burn_in": 2, "length": 6, "n_step": 2, **AGENTS[name]}
     env = {"id": "CartPolePositions-v1", "num_envs": 4}
     check_agent({"env": env, "agent": agent, "source": source}, learns=LEARNT)
+
+
+def test_the_value_of_reward_one_under_a_time_limit_is_that_without_it() -> None:
+    if "OneEachStep" not in registry.names("envs"):
+        registry.register("envs", "OneEachStep", OneEachStep)
+    raw: dict[str, Any] = {
+        "env": {"id": "OneEachStep", "num_envs": 4},
+        "agent": {"name": "r2d2", "gamma": 0.9, "burn_in": 1, "length": 4, "n_step": 3, "rescale": True},
+        "source": {"learning_starts": 100, "batch_size": 8, "updates_per_frame": 0.2, "frames_per_iteration": 20},
+        "optim": {"lr": 0.03, "schedule": {"kind": "linear", "start": 1.0, "end": 0.0}},
+        "budget": {"frames": 2000},
+    }
+    raw["agent"] |= {"target": "polyak", "tau": 0.2, "network": {"name": "gru", "kwargs": {"features": 4}}}
+    trainer = build.trainer(configs.validate(raw))
+    trainer.fit()
+    agent, obs = trainer.agent, torch.ones(1, 1)
+    state = agent.initial_state(1)
+    for _ in range(10):
+        act = agent.act(obs, state, {}, {}, explore=False)
+        state, value = act.state, unscale(act.extras["q"].max())
+        assert value.item() == pytest.approx(10, abs=0.3), "5.3 or 6.5 would show truncation treated as termination"
 
 
 @pytest.mark.parametrize("target", ["hard", "polyak"])

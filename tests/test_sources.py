@@ -241,6 +241,27 @@ def test_without_its_buffer_a_source_starts_new_ones_and_says_nothing_wrong() ->
     assert source.nbytes() == 0
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_stored_ends_where_a_resume_starts_new_episodes(kept: bool) -> None:
+    def make() -> Replay:
+        return Replay(CartPole(3), ReplayConfig(capacity=60, learning_starts=100), seed=0)
+
+    source, clock = make(), Clock(10**6, 10**6)
+    agent = dqn(source)
+    run(source, agent, 6, clock)
+    saved = copy.deepcopy(source.state_dict())
+    if not kept:
+        saved["actor"]["env"] = None
+    other = make()
+    other.load_state_dict(saved)
+    run(other, agent, 2, clock)
+    latest = torch.arange(15, 18)  # the step before the checkpoint: CartPole does not fall in 6
+    t = other.buffer.gather(latest, 0.9, 3)
+    summed = 3 if kept else 1
+    assert t.discount.tolist() == [pytest.approx(0.9**summed)] * 3
+    assert other.buffer.select("truncated", latest).tolist() == [not kept] * 3
+
+
 def test_a_resume_without_the_buffer_fills_a_new_one_before_it_learns_at_the_configured_ratio() -> None:
     config = ReplayConfig(capacity=600, batch_size=4, learning_starts=48, updates_per_frame=0.5)
 

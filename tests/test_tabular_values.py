@@ -34,6 +34,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "qr_dqn": {"name": "qr_dqn", "quantiles": 50, "kappa": 0.01},  # a large kappa would learn expectiles, biased means
     "iqn": {"name": "iqn", "samples": 8, "target_samples": 8, "policy_samples": 16},
     "rainbow": {"name": "rainbow", "n_step": 1},
+    "r2d2": {"name": "r2d2", "burn_in": 0, "length": 8, "n_step": 1},
 }
 RETURNS = {"FrozenLake-v1": (0, 1), "CliffWalking-v1": (-120, 120), "Taxi-v4": (-40, 40)}  # optimistic at first
 LARGE = {"optim.lr": 0.5}  # values of tens, not of one
@@ -122,13 +123,16 @@ def learnt(env_id: str, name: str, **overrides: Any) -> tuple[float, float]:
     }
     raw["source"]["frames_per_iteration"] = 64
     raw["source"]["prioritized"] = name == "rainbow"
+    if name == "r2d2":
+        raw["source"]["batch_size"] = 16  # sequences
     if env_id != "FrozenLake-v1" and name != "iqn":
         overrides = LARGE | overrides
     trainer = build.trainer(configs.validate(configs.override(raw, overrides)))
     trainer.fit()
     obs, extras = trainer.source.env.reset(7)
     with torch.no_grad():
-        q = trainer.agent.act(obs, (), {}, {}, extras.get("action_mask"), explore=False).extras["q"]
+        state, mask = trainer.agent.initial_state(len(obs)), extras.get("action_mask")
+        q = trainer.agent.act(obs, state, {}, {}, mask, explore=False).extras["q"]
     return float(value_iteration(env_id)[int(obs[0])].max()), float(q[0].max())
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from rlcore import build
+from rlcore import config as configs
 from rlcore.targets import hard_update, polyak_update
 
 
@@ -59,3 +61,25 @@ def test_buffers_that_a_change_of_type_replaced_are_followed(update):
     assert all(torch.equal(x, y) for x, y in zip(target.buffers(), online.buffers(), strict=True))
     assert not any(torch.equal(x, y) for x, y in zip(target.parameters(), before, strict=True))
     assert target[1].running_mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("env_id", "agent", "pairs"),
+    [
+        ("CartPole-v1", {"name": "dqn", "target": "polyak", "tau": 1.0}, [("target", "online")]),
+        ("CartPole-v1", {"name": "dqn", "target": "hard", "target_every": 1}, [("target", "online")]),
+        ("CartPole-v1", {"name": "r2d2", "target": "polyak", "tau": 1.0}, [("target", "online")]),
+        ("Pendulum-v1", {"name": "sac", "tau": 1.0}, [("target_critic", "critic")]),
+        ("Pendulum-v1", {"name": "td3", "tau": 1.0}, [("target_critic", "critic"), ("target_actor", "actor")]),
+    ],
+)
+def test_targets_follow_what_the_update_just_done_has_made(env_id, agent, pairs):
+    source = {"learning_starts": 400, "batch_size": 8, "frames_per_iteration": 8, "updates_per_frame": 0.125}
+    trainer = build.trainer(configs.validate({"env": {"id": env_id}, "agent": agent, "source": source}))
+    before = {name: x.clone() for name, x in trainer.agent.state_dict().items()}
+    while trainer.clock.updates < 2:  # TD3's actor waits for the second
+        trainer.iterate()
+    for target, online in pairs:
+        own = getattr(trainer.agent, online).state_dict()
+        assert all(torch.equal(x, own[name]) for name, x in getattr(trainer.agent, target).state_dict().items())
+        assert any(not torch.equal(x, before[f"{online}.{name}"]) for name, x in own.items()), "something was learnt"
