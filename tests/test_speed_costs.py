@@ -22,6 +22,11 @@ TINY = {
     "agent": {"name": "dqn", "network": {"name": "mlp", "kwargs": {"hidden": [8]}}},
     "source": {"name": "replay", "learning_starts": 64, "batch_size": 8, "frames_per_iteration": 32},
 }
+PQN = {
+    "env": {"id": "CartPole-v1", "num_envs": 4},
+    "agent": {"name": "pqn", "network": {"name": "mlp", "kwargs": {"hidden": [8]}}},
+    "source": {"name": "rollout", "horizon": 16, "epochs": 1, "minibatches": 2},
+}
 
 
 class _Clock:
@@ -100,7 +105,7 @@ def test_a_stage_within_another_counts_for_itself_alone(clock: _Clock) -> None:
 
 
 def test_stages_of_a_trainer_add_up_to_its_time(clock: _Clock) -> None:
-    """Two batches: acting 1 s with steps of 2 s in it, storing 4 s, each draw 0.5 s, each update 8 s, 0.25 s outside."""
+    """Two batches: acting 1 s, steps of 2 s in it, storing 4 s, each draw 0.5 s, each update 8 s, 0.25 s outside."""
 
     class Source:
         env = SimpleNamespace(step=clock.passing(2.0))
@@ -130,40 +135,39 @@ def test_stages_of_a_trainer_add_up_to_its_time(clock: _Clock) -> None:
     assert batches == [0, 1]
     expected = {"other": 0.5, "acting": 1.0, "stepping": 2.0, "storing": 4.0, "drawing batches": 1.0, "updating": 16.0}
     assert seen.seconds == expected
-    rows = stages.rows("x", dict(seen.seconds), 12.25)
-    assert [row["stage"] for row in rows[:2]] == ["updating", "storing"]  # the longest first
-    assert [row["stage"] for row in rows[-3:]] == ["other", "all", "of it products"]
-    assert sum(row["us a frame"] for row in rows[:-2]) == rows[-2]["us a frame"] == 24.5
-    assert (rows[0]["share"], rows[-2]["share"], rows[-1]["share"]) == (16 / 24.5, 1.0, 0.5)
+
+
+def test_shares_are_of_all_rounds_and_products_of_their_own_round() -> None:
+    rounds = [{"updating": 3.0, "other": 1.0}, {"updating": 3.0, "other": 1.0}, {"updating": 2.0, "storing": 10.0}]
+    row = stages.row("x", rounds, [2.0, 3.0, 6.0])
+    assert (row["training"], row["us a frame"], row["of it products"]) == ("x", 4.0, "50%")  # 2/4, 3/4, 6/12
+    assert (row["updating"], row["storing"], row["other"], row["acting"]) == ("40.0%", "50.0%", "10.0%", "")
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (TINY, {"acting", "stepping", "storing", "counting episodes, watching for NaN", "drawing batches", "updating"}),
-        (
-            "cartpole_pqn",
-            {"acting", "stepping", "counting episodes, watching for NaN", "making targets", "drawing batches"}
-            | {"updating"},
-        ),
+        (TINY, {"acting", "stepping", "storing", stages.COUNTING, "drawing batches", "updating"}),
+        (PQN, {"acting", "stepping", stages.COUNTING, "making targets", "drawing batches", "updating"}),
         ("line", {"drawing batches", "updating"}),
     ],
 )
 def test_the_stages_of_real_training(config: Any, expected: set[str]) -> None:
-    rows = stages.measure(name="x", config=config, overrides={"compile": "off"}, frames=500)
-    times = {row["stage"]: row["us a frame"] for row in rows}
-    assert times.keys() == expected | {"other", "all", "of it products"}
-    assert 0 < times["of it products"] < times["updating"]
-    assert min(times.values()) > 0
-    assert times["all"] == pytest.approx(sum(times[stage] for stage in expected | {"other"}))
+    (row,) = stages.measure(name="x", config=config, overrides={"compile": "off"}, frames=500)
+    shares = {stage: float(row[stage].rstrip("%")) for stage in (*stages.ORDER, "of it products") if row[stage]}
+    assert shares.keys() == expected | {"other", "of it products"}
+    assert 0 < shares.pop("of it products") < 100
+    assert sum(shares.values()) == pytest.approx(100, abs=0.5)  # rounded to a tenth each
+    assert shares["updating"] > 1
+    assert row["us a frame"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(compiling.why_no_cpp() is not None, reason="needs a C++ compiler")
 def test_acting_with_its_step_is_one_stage_where_it_is_one_graph() -> None:
-    found = {row["stage"] for row in stages.measure(name="x", config=TINY, overrides={"compile": "on"}, frames=320)}
-    assert "acting and stepping, one graph" in found
-    assert found.isdisjoint({"acting", "stepping"})
+    (row,) = stages.measure(name="x", config=TINY, overrides={"compile": "on"}, frames=320)
+    assert row[stages.TOGETHER]
+    assert (row["acting"], row["stepping"]) == ("", "")
 
 
 def test_steps_by_worker_processes_beside_one_process_and_gymnasium() -> None:

@@ -113,9 +113,9 @@ def profiles(size: Size) -> Comparison:
         for name, (config, overrides, frames) in runs.items() if name in chosen
     ]  # fmt: skip
     about = (
-        "Wall-clock time of training by stage, start-up, compiling and frames before the first updates left out; of "
-        "`shakespeare` a frame is a window of 64 tokens. Products of matrices and attention, timed by torch's "
-        "profiler, are part of the stages: their share is what arithmetic bounds, the rest is loops over elements "
-        "and the calling of operations."
+        "Shares of the wall-clock time of training, start-up, compiling and the frames before the first updates left "
+        "out; of `shakespeare` a frame is a window of 64 tokens. Products of matrices and attention, timed by torch's "
+        "profiler, are part of the stages, mostly of updating: they are bound by arithmetic, the rest by loops over "
+        "elements and by what it costs to call operations."
     )
     return Comparison("profile", "stages", "Where the time goes", "rows", contenders, 1, about=about)

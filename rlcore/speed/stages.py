@@ -6,6 +6,7 @@ one stage with it.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from rlcore.callbacks import Log
 from rlcore.trainer import Trainer
 
 WARM = 30  # updates before anything is timed: by then all is compiled
+ROUNDS = 3
+TOGETHER = "acting and stepping, one graph"
+COUNTING = "counting episodes, watching for NaN"
+ORDER = (TOGETHER, "acting", "stepping", COUNTING, "storing", "making targets", "drawing batches", "updating", "other")
 PRODUCTS = {
     "aten::mm",
     "aten::addmm",
@@ -78,7 +83,7 @@ class Stages:
         setattr(source, "collect", collect)  # noqa: B010 - a method of this object alone
         for owner, method, stage in (
             (source, "act", "acting"),
-            (source, "counted", "counting episodes, watching for NaN"),
+            (source, "counted", COUNTING),
             (source, "_store", "storing"),
             (source.env, "step", "stepping"),
             (agent, "prepare", "making targets"),
@@ -89,14 +94,14 @@ class Stages:
 
 
 def measure(*, name: str, config: Any, overrides: dict[str, Any], frames: int) -> list[Row]:
-    """Return rows by stage: microseconds a frame, and the share of all.
+    """Return one row: microseconds a frame, and what share of them each stage has.
 
     Args:
-        name: in the rows.
+        name: in the row.
         config: a recipe's name, or settings.
         overrides: of these.
-        frames: that are timed; a fifth as many are then looked at by torch's profiler, which slows calls down, but
-            hardly what products take.
+        frames: that are timed, in rounds. Between them torch's profiler, which slows calls down but hardly what
+            products take, looks at a few.
     """
     raw = configs.override(configs.read(config), {**overrides, "seed": 0, "threads": 1, "budget.frames": 10**9})
     trainer = build.trainer(configs.validate(raw))
@@ -110,26 +115,32 @@ def measure(*, name: str, config: Any, overrides: dict[str, Any], frames: int) -
             trainer.row.clear()
         return clock.frames - start
 
+    rounds: list[dict[str, float]] = []  # microseconds a frame
+    products: list[float] = []
     with trainer.training():
         advance(0, WARM)
         stages.watch(trainer)
-        stages.look()
-        stages.seconds.clear()
-        count = advance(frames)
-        stages.look()
-        micros = {stage: 1e6 * seconds / count for stage, seconds in stages.seconds.items()}
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-            profiled = advance(frames // 5)
-    products = sum(event.self_cpu_time_total for event in seen.key_averages() if event.key in PRODUCTS) / profiled
+        for _ in range(ROUNDS):
+            stages.look()
+            stages.seconds.clear()
+            count = advance(frames // ROUNDS)
+            stages.look()
+            rounds.append({stage: 1e6 * seconds / count for stage, seconds in stages.seconds.items()})
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+                count = advance(frames // ROUNDS // 5)
+            times = [event.self_cpu_time_total for event in seen.key_averages() if event.key in PRODUCTS]
+            products.append(sum(times) / count)
     actor: Any = getattr(trainer.source, "actor", None)
     if actor is not None and actor.plays and actor.plays[1]:
-        micros["acting and stepping, one graph"] = micros.pop("acting")
-    return rows(name, micros, products)
+        rounds = [{TOGETHER if stage == "acting" else stage: us for stage, us in one.items()} for one in rounds]
+    return [row(name, rounds, products)]
 
 
-def rows(name: str, micros: dict[str, float], products: float) -> list[Row]:
-    """Return rows by stage, the longest first, then all of it, then the products that are part of it."""
-    whole = sum(micros.values())
-    stages = sorted(micros.items(), key=lambda item: (item[0] == "other", -item[1]))
-    shown = [*stages, ("all", whole), ("of it products", products)]
-    return [{"training": name, "stage": stage, "us a frame": us, "share": us / whole} for stage, us in shown]
+def row(name: str, rounds: list[dict[str, float]], products: list[float]) -> Row:
+    """Return the row of rounds: microseconds a frame by stage, and those of products, a part of the stages."""
+    whole = [sum(one.values()) for one in rounds]
+    stages = {stage for one in rounds for stage in one}
+    shares = {stage: sum(one.get(stage, 0.0) for one in rounds) / sum(whole) for stage in stages}
+    arithmetic = statistics.median(us / of for us, of in zip(products, whole, strict=True))
+    shown = {stage: f"{shares[stage]:.1%}" if stage in shares else "" for stage in ORDER}
+    return {"training": name, "us a frame": statistics.median(whole), **shown, "of it products": f"{arithmetic:.0%}"}
