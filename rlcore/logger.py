@@ -1,31 +1,26 @@
-"""What a run writes down: the same rows in ``progress.csv`` and TensorBoard, and the meters that feed them."""
+"""What a run writes down: the same rows in ``progress.csv`` and TensorBoard."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import struct
 import time
-from array import array
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor
 
 from rlcore import curves
 from rlcore.checkpoint import writing
-from rlcore.errors import Diverged, UserError
+from rlcore.errors import UserError
 from rlcore.trackers import Trackers
 
 _EVENTS = "events.out.tfevents."
@@ -204,128 +199,3 @@ def _cut_events(path: Path, last: int) -> None:
 
 def _final(event: Event) -> bool:
     return any(value.tag.startswith((_HPARAMS, "final/")) for value in event.summary.value)
-
-
-class Meter:
-    """Means of metrics over an interval, gathered without ever waiting for the device.
-
-    Tensors of metrics are 0-dim; all are detached and not written to afterwards. The means do not depend on when the
-    interval's tensors were stacked, saved or loaded: they are the correctly rounded float64 means.
-    """
-
-    _COMPACT = 1000  # entries held as separate tensors, at most
-    _SMALL = 1024  # numbers
-
-    def __init__(self) -> None:
-        self._metrics = _Series("update")
-        self._inputs = _Series("frame")
-
-    def add(self, step: int, metrics: dict[str, Tensor], row: int | None = None) -> None:
-        """Add the metrics of update number ``step``; the dict is kept.
-
-        With ``row`` they are those of several runs, (K,) each, of which the row is this one's.
-        """
-        if row != self._metrics.row:
-            self._metrics.compact()
-            self._metrics.row = row
-        rows = self._metrics.rows
-        rows.append((step, metrics))
-        if len(rows) >= self._COMPACT:
-            self._metrics.compact()
-
-    def watch(self, step: int, name: str, tensor: Tensor) -> None:
-        """Add a tensor of any shape, seen at frame ``step``, whose sum only has to be finite."""
-        rows = self._inputs.rows
-        # Small ones are added up many at once: an operation costs more than what it adds.
-        rows.append((step, {name: tensor if tensor.numel() <= self._SMALL else tensor.sum()}))
-        if len(rows) >= self._COMPACT:
-            self._inputs.compact()
-
-    def flush(self) -> dict[str, float]:
-        """Return the mean of each metric since the last flush and start anew.
-
-        Raises:
-            Diverged: something was NaN or infinite; names it and the first step at which it was.
-        """
-        self.check()
-        values = self._metrics.checked()
-        self._metrics, self._inputs = _Series("update"), _Series("frame")
-        return {name: math.fsum(column.tolist()) / len(column) for name, column in values.items()}
-
-    def check(self) -> None:
-        """Look whether everything is finite so far.
-
-        Raises:
-            Diverged: as `flush`.
-        """
-        self._inputs.checked()  # first: what came in explains what came out
-        self._metrics.checked()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the interval so far.
-
-        Raises:
-            Diverged: as `flush`, so that no checkpoint is taken of a run that has diverged.
-        """
-        return {"inputs": self._inputs.state_dict(), "metrics": self._metrics.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a half-filled interval."""
-        self._inputs.load_state_dict(state["inputs"])
-        self._metrics.load_state_dict(state["metrics"])
-
-
-class _Series:
-    """Scalars by name and step, in order of time."""
-
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
-        self.rows: list[tuple[int, dict[str, Tensor]]] = []
-        self.row: int | None = None  # of the tensors; None: they are wholly this series'
-        self.steps: dict[str, array[int]] = {}
-        self.chunks: dict[str, list[Tensor]] = {}  # each (entries,)
-
-    def compact(self) -> None:
-        """Stack the separate tensors' sums into one tensor for each name."""
-        for name in dict.fromkeys(chain.from_iterable(scalars for _, scalars in self.rows)):
-            having = [(step, scalars[name]) for step, scalars in self.rows if name in scalars]
-            tensors = [tensor for _, tensor in having]
-            if len({tensor.shape for tensor in tensors}) > 1:  # of the parts of a Dict observation
-                tensors = [tensor.sum() for tensor in tensors]
-            chunk = torch.stack(tensors)
-            if self.row is not None:
-                chunk = chunk[:, self.row].clone()
-            chunk = chunk.flatten(1).sum(1) if chunk.dim() > 1 else chunk
-            if chunk.requires_grad:
-                raise ValueError(f"metric '{name}' carries a graph; expected a detached tensor")
-            self.steps.setdefault(name, array("q")).extend([step for step, _ in having])
-            self.chunks.setdefault(name, []).append(chunk)
-        self.rows.clear()
-
-    def checked(self) -> dict[str, np.ndarray]:
-        """Return the values by name, (entries,) float64; raise Diverged at the first that is not finite."""
-        self.compact()
-        values = {name: torch.cat([chunk.cpu().double() for chunk in chunks]) for name, chunks in self.chunks.items()}
-        columns = {name: column.numpy() for name, column in values.items()}
-        bad = [
-            (self.steps[name][i], name, column[i])
-            for name, column in columns.items()
-            for i in np.flatnonzero(~np.isfinite(column))[:1]
-        ]
-        if bad:
-            step, name, value = min(bad, key=lambda entry: entry[0])
-            raise Diverged(f"'{name}' became {'NaN' if math.isnan(value) else 'infinite'} at {self.unit} {step}")
-        return columns
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Return what was added since the last flush."""
-        columns = self.checked()
-        return {
-            name: {"steps": torch.tensor(self.steps[name], dtype=torch.int64), "values": torch.from_numpy(column)}
-            for name, column in columns.items()
-        }
-
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        self.rows.clear()
-        self.steps = {name: array("q", entry["steps"].tolist()) for name, entry in state.items()}
-        self.chunks = {name: [entry["values"]] for name, entry in state.items()}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from rlcore.agent import Agent
 from rlcore.batched import traced, vmapped
 from rlcore.errors import UserError
+from rlcore.meter import Table
 from rlcore.stacked_rows import Rows
 from rlcore.trainer import Trainer
 from rlcore.tree import leaves, tmap
@@ -64,6 +65,7 @@ class Stack:
             slots[name] = stacked[id(ones[0])]
             self.slots.append((slots, name))
             self.tensors.append(slots[name])
+        self._table = Table()  # of all agents' metrics
         self._graphs: dict[Any, Any] = {}  # by phase and shapes: the loss's form, and what computes it
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
@@ -78,9 +80,10 @@ class Stack:
         if batch is None:
             return [trainer.update(batch) for trainer, batch in zip(trainers, batches, strict=True)]
         outs, metrics = self._learn(batch, batches, together)
+        entry = self._table.put(metrics)
         for k, trainer in enumerate(trainers):
             trainer.clock.updates += 1
-            trainer.meter.add(trainer.clock.updates, metrics, k)
+            trainer.meter.note(trainer.clock.updates, entry, k)
         if together:
             self.model.after_update(clock)
         else:

@@ -13,7 +13,7 @@ from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.errors import UserError
-from rlcore.logger import Meter
+from rlcore.meter import Meter
 from rlcore.optim import Optim, redistributed
 from rlcore.sources import Source
 from rlcore.types import Batch, Loss

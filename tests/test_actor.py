@@ -17,7 +17,7 @@ from rlcore.actor import Actor, EpisodeMeter
 from rlcore.clock import Clock
 from rlcore.config import NetworkConfig, RolloutConfig
 from rlcore.errors import Diverged
-from rlcore.logger import Meter
+from rlcore.meter import Meter
 from rlcore.sources import Rollout
 from rlcore.tree import tmap
 from rlcore.types import Step

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlcore.errors import Diverged, UserError
-from rlcore.logger import Logger, Meter
+from rlcore.logger import Logger
+from rlcore.meter import Meter, Table
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -362,10 +363,23 @@ def test_memory_is_bounded():
     for i in range(2500):
         meter.add(i, {"a": torch.tensor(float(i)), "b": torch.tensor(1.0)})
         meter.watch(i, "obs", torch.tensor(0.0))
-        for series in (meter._metrics, meter._inputs):
-            assert len(series.rows) < 1000
-    assert [len(chunk) for chunk in meter._metrics.chunks["a"]] == [1000, 1000]
+        assert len(meter._entries) < 1000 and len(meter._watched) < 1000
+    assert 2 <= len(meter._metrics.chunks["a"]) <= 5 and 2 <= len(meter._inputs.chunks["obs"]) <= 5
     assert meter.flush() == {"a": 1249.5, "b": 1.0}
+
+
+def test_metrics_of_several_runs_are_held_once():
+    table, meters = Table(), [Meter(), Meter()]
+    for update in range(2500):
+        numbers = torch.tensor([update, -update], dtype=torch.float32)
+        entry = table.put({"loss": numbers, "norm": numbers + 1} if update % 2 else {"norm": numbers + 1})
+        for k, meter in enumerate(meters):
+            meter.note(update, entry, k)
+    norms = [meter.state_dict()["metrics"]["norm"] for meter in meters]
+    for norm, sign in zip(norms, (1, -1), strict=True):
+        assert norm["steps"].tolist() == list(range(2500))
+        assert norm["values"].tolist() == [1 + sign * update for update in range(2500)]
+    assert [meter.flush() for meter in meters] == [{"norm": 1250.5, "loss": 1250.0}, {"norm": -1248.5, "loss": -1250.0}]
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -398,6 +412,5 @@ def test_the_first_bad_step_is_named(bad, word, resumed):
 def test_a_graph_is_refused():
     weight = torch.ones((), requires_grad=True)
     meter = Meter()
-    meter.add(0, {"loss": weight * 2})
     with pytest.raises(ValueError, match="'loss' carries a graph"):
-        meter.flush()
+        meter.add(0, {"norm": torch.tensor(1.0), "loss": weight * 2})

@@ -14,7 +14,7 @@ from rlcore.actor import Acted, Actor
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import Reward
-from rlcore.logger import Meter
+from rlcore.meter import Meter
 from rlcore.normalize import RewardScale
 from rlcore.seeding import generator
 from rlcore.tree import leaves, tmap

@@ -1,0 +1,202 @@
+"""Means of metrics over an interval, gathered without ever waiting for the device."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.errors import Diverged
+
+_HALVES = (torch.float32, torch.bfloat16, torch.float16)  # what float32 holds exactly
+
+
+class Entry(NamedTuple):
+    """Where a `Table` holds the metrics of an update."""
+
+    names: tuple[str, ...]
+    values: Tensor  # (entries, names) or, of K runs, (entries, names, K)
+    at: int
+
+
+class Table:
+    """Metrics of many updates in memory of their own.
+
+    Were each kept as the small tensor that it comes as, these would come to lie between the large ones that an update
+    makes and drops: then every update takes fresh memory from the system, which costs ten seeds' update a fifth of its
+    time.
+    """
+
+    _SIZE = 1000  # entries
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # and how many entries are used
+
+    def put(self, metrics: Mapping[str, Tensor]) -> Entry:
+        """Write down metrics, all 0-dim, or all (K,).
+
+        Raises:
+            ValueError: one carries a graph.
+        """
+        names, tensors = tuple(metrics), [*metrics.values()]
+        values, used = self._values.get(names, (None, 0))
+        if values is None or used == len(values):
+            exact = all(x.dtype in _HALVES for x in tensors)
+            shape = self._SIZE, len(tensors), *tensors[0].shape
+            values = tensors[0].new_empty(shape, dtype=torch.float32 if exact else torch.float64)
+            used = 0
+        try:
+            torch.stack(tensors, out=values[used])
+        except RuntimeError:
+            for name, tensor in metrics.items():
+                if tensor.requires_grad:
+                    raise ValueError(f"metric '{name}' carries a graph; expected a detached tensor") from None
+            torch.stack([x.to(values) for x in tensors], out=values[used])  # one is of another device or precision
+        self._values[names] = values, used + 1
+        return Entry(names, values, used)
+
+
+class Meter:
+    """Means of metrics over an interval, gathered without ever waiting for the device.
+
+    The means do not depend on when the interval's tensors were stacked, saved or loaded: they are the correctly rounded
+    float64 means.
+    """
+
+    _COMPACT = 1000  # entries held as they came, at most
+    _SMALL = 1024  # numbers
+
+    def __init__(self) -> None:
+        self._metrics, self._inputs = _Series("update"), _Series("frame")
+        self._table = Table()
+        self._entries: list[tuple[int, Entry, int | None]] = []
+        self._watched: list[tuple[int, str, Tensor]] = []
+
+    def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Add the metrics of update number ``step``, 0-dim and detached.
+
+        Raises:
+            ValueError: one carries a graph.
+        """
+        self.note(step, self._table.put(metrics))
+
+    def note(self, step: int, entry: Entry, k: int | None = None) -> None:
+        """Add metrics that a table holds; with ``k`` they are those of several runs, and this is one's place."""
+        self._entries.append((step, entry, k))
+        if len(self._entries) >= self._COMPACT:
+            self._compact()
+
+    def watch(self, step: int, name: str, tensor: Tensor) -> None:
+        """Add a tensor of any shape, detached and not written to afterwards, whose sum only has to be finite."""
+        # Small ones are added up many at once: an operation costs more than what it adds.
+        self._watched.append((step, name, tensor if tensor.numel() <= self._SMALL else tensor.sum()))
+        if len(self._watched) >= self._COMPACT:
+            self._compact()
+
+    def flush(self) -> dict[str, float]:
+        """Return the mean of each metric since the last flush and start anew.
+
+        Raises:
+            Diverged: something was NaN or infinite; names it and the first step at which it was.
+        """
+        self.check()
+        columns = self._metrics.checked()
+        self._metrics, self._inputs = _Series("update"), _Series("frame")
+        return {name: math.fsum(column.tolist()) / len(column) for name, column in columns.items()}
+
+    def check(self) -> None:
+        """Look whether everything is finite so far.
+
+        Raises:
+            Diverged: as `flush`.
+        """
+        self._compact()
+        self._inputs.checked()  # first: what came in explains what came out
+        self._metrics.checked()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the interval so far.
+
+        Raises:
+            Diverged: as `flush`, so that no checkpoint is taken of a run that has diverged.
+        """
+        self._compact()
+        return {"inputs": self._inputs.state_dict(), "metrics": self._metrics.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a half-filled interval."""
+        self._entries.clear()
+        self._watched.clear()
+        self._inputs.load_state_dict(state["inputs"])
+        self._metrics.load_state_dict(state["metrics"])
+
+    def _compact(self) -> None:
+        """Take all that was gathered into the series: one tensor for each name."""
+        runs: dict[tuple[int, int | None], list[tuple[int, Entry]]] = {}  # by table, and place in it
+        for step, entry, k in self._entries:
+            runs.setdefault((id(entry.values), k), []).append((step, entry))
+        for (_, k), rows in runs.items():
+            steps, entries = zip(*rows, strict=True)
+            names, values, _ = entries[0]
+            found = values[[entry.at for entry in entries]]  # (entries, names) or (entries, names, K)
+            for name, column in zip(names, (found if k is None else found[..., k]).unbind(1), strict=True):
+                self._metrics.add(name, steps, column)
+        self._entries.clear()
+        for name in dict.fromkeys(name for _, name, _ in self._watched):
+            steps, tensors = zip(*[(step, x) for step, own, x in self._watched if own == name], strict=True)
+            if len({x.shape for x in tensors}) > 1:  # of the parts of a Dict observation
+                tensors = [x.sum() for x in tensors]
+            self._inputs.add(
+                name, steps, torch.stack(tensors).flatten(1).sum(1) if tensors[0].dim() else torch.stack(tensors)
+            )
+        self._watched.clear()
+
+
+class _Series:
+    """Numbers by name and step."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.steps: dict[str, array[int]] = {}
+        self.chunks: dict[str, list[Tensor]] = {}  # each (entries,)
+
+    def add(self, name: str, steps: Iterable[int], values: Tensor) -> None:
+        """Add values (entries,)."""
+        self.steps.setdefault(name, array("q")).extend(steps)
+        self.chunks.setdefault(name, []).append(values)
+
+    def checked(self) -> dict[str, np.ndarray]:
+        """Return the values by name, (entries,) float64, in order; raise Diverged at the first that is not finite."""
+        columns: dict[str, np.ndarray] = {}
+        for name, chunks in self.chunks.items():
+            order = np.argsort(self.steps[name], kind="stable")
+            columns[name] = torch.cat([chunk.cpu().double() for chunk in chunks]).numpy()[order]
+            self.steps[name] = array("q", np.asarray(self.steps[name])[order].tolist())
+            self.chunks[name] = [torch.from_numpy(columns[name])]
+        bad = [
+            (self.steps[name][i], name, column[i])
+            for name, column in columns.items()
+            for i in np.flatnonzero(~np.isfinite(column))[:1]
+        ]
+        if bad:
+            step, name, value = min(bad, key=lambda entry: entry[0])
+            raise Diverged(f"'{name}' became {'NaN' if math.isnan(value) else 'infinite'} at {self.unit} {step}")
+        return columns
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return what was added."""
+        columns = self.checked()
+        return {
+            name: {"steps": torch.tensor(self.steps[name], dtype=torch.int64), "values": torch.from_numpy(column)}
+            for name, column in columns.items()
+        }
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Hold what another held."""
+        self.steps = {name: array("q", entry["steps"].tolist()) for name, entry in state.items()}
+        self.chunks = {name: [entry["values"].clone()] for name, entry in state.items()}
