@@ -241,6 +241,13 @@ def test_without_its_buffer_a_source_starts_new_ones_and_says_nothing_wrong() ->
     assert source.nbytes() == 0
 
 
+@pytest.mark.parametrize("num_envs", [1, 4, 7])
+def test_capacity_counts_transitions_whatever_the_number_of_environments(num_envs: int) -> None:
+    source = Replay(CartPole(num_envs), ReplayConfig(capacity=61, learning_starts=1000), seed=0)
+    run(source, dqn(source), 100)
+    assert len(source.buffer) == 61
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_is_stored_ends_where_a_resume_starts_new_episodes(kept: bool) -> None:
     def make() -> Replay:
