@@ -87,8 +87,10 @@ class Begun(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(recipe: Any, out: str | Path | None, resume: bool, overrides: Mapping[str, Any]) -> Iterator[Begun]:
-    """Prepare a run, or find it, and hold its folder."""
+def opened(
+    recipe: Any, out: str | Path | None, resume: bool, overrides: Mapping[str, Any], alone: bool = True
+) -> Iterator[Begun]:
+    """Prepare a run, or find it, and hold its folder; ``alone`` as for `build.trainer`."""
     if resume:
         folder, config, saved = resumed(recipe, out, overrides)
     else:
@@ -97,7 +99,7 @@ def opened(recipe: Any, out: str | Path | None, resume: bool, overrides: Mapping
         config = compiling.resolved(config)
     trackers.require(config)
     with memory():
-        trainer = build.trainer(config)
+        trainer = build.trainer(config, alone)
     try:
         if config.init and saved is None:
             elder = configs.validate(configs.read(config.init), config.init).eval.use

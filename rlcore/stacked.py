@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlcore import compiled_graph, graphs
 from rlcore.agent import Agent
 from rlcore.batched import traced, vmapped
 from rlcore.errors import UserError
@@ -42,15 +43,18 @@ class Stack:
 
     Args:
         trainers: of equal settings but for their seeds; one update from now on moves them all.
+        compiled: whether losses and gradients are compiled.
 
     Raises:
         UserError: something of the agent or its settings can only be trained alone.
     """
 
-    def __init__(self, trainers: Sequence[Trainer]) -> None:
-        self.trainers = list(trainers)
+    def __init__(self, trainers: Sequence[Trainer], compiled: bool = False) -> None:
+        self.trainers, self.compiled = list(trainers), compiled
         agents = [trainer.agent for trainer in trainers]
         _require_stackable(self.trainers)
+        if compiled:
+            compiled_graph.prepare()
         self.model = copy.deepcopy(agents[0])  # whose tensors are the stacked ones
         self.groups = {name: Rows([t.optim.groups[name] for t in trainers]) for name in trainers[0].optim.groups}
         stacked: dict[int, Tensor] = {}
@@ -134,7 +138,7 @@ class Stack:
         if call is None:
             form, pure = self._pure(name, function, data)
             if len(self._graphs) < SHAPES * len(self.groups):
-                call = self._guarded(name, lambda: traced(pure, inputs))
+                call = self._guarded(name, lambda: self._made(function, pure, inputs))
                 self._graphs[key] = form, call
             else:
                 call = lambda tensors: self._guarded(name, lambda: pure(tensors))  # noqa: E731
@@ -181,6 +185,16 @@ class Stack:
             return [x.detach() for x in (*results, *gradients)]
 
         return form, call
+
+    def _made(self, function: Any, pure: Any, inputs: list[Tensor]) -> Callable[[list[Tensor]], Any]:
+        """Return losses and gradients as a list of operations, or as one compiled graph."""
+        if self.compiled:
+            what = f"{type(self.model).__name__}.{function.__name__} of {len(self.trainers)} seeds runs"
+            given = [x.detach() for x in inputs]
+            made = compiled_graph.attempted(what, lambda: compiled_graph.compile_graph(lambda *x: pure([*x]), given))
+            if made is not None:
+                return torch.no_grad()(graphs.replayed(made, given, len(inputs) - len(self.tensors)))
+        return traced(pure, inputs)
 
     def _prove(self, phase: str, totals: Tensor, batches: Sequence[Batch]) -> None:
         """Compare a phase's first losses (K,) with those that the agents compute themselves."""

@@ -71,9 +71,6 @@ def train(
         raise UserError("--seeds: got --seed beside it, expected either")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--seeds: got several processes, expected one; with torchrun train each --seed by itself")
-    if overrides.setdefault("compile", "off") not in ("off", "auto", False):
-        raise UserError("compile: got on, expected off with --seeds")
-    overrides["compile"] = "off"
     folder, recipe = _folder(recipe, seeds, out, resume, overrides)
     paths = {seed: folder / f"seed-{seed}" for seed in seeds}
     kept = [seed for seed in seeds if resume and runs.describe(paths[seed])["status"] == "finished"]
@@ -84,7 +81,9 @@ def train(
         begun: dict[int, Begun] = {}
         for seed in todo:
             there = (paths[seed] / "config.yaml").exists()
-            begun[seed] = stack.enter_context(api.opened(recipe, paths[seed], there, {**overrides, "seed": seed}))
+            begun[seed] = stack.enter_context(
+                api.opened(recipe, paths[seed], there, {**overrides, "seed": seed}, alone=False)
+            )
         if begun:
             total = sum(one.config.budget.frames for one in begun.values())
             with Progress(total, quiet=quiet) as progress:
@@ -142,12 +141,15 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> tuple[dict[int, Run]
         evaluations = Evaluations(lambda n: build.env(config.env, config.device, "validation", n))
         rest.callback(evaluations.close)
         with interruptible(*(one.trainer for one in begun.values())):
-            fit({seed: one.trainer for seed, one in begun.items()}, ended, evaluations)
+            fit({seed: one.trainer for seed, one in begun.items()}, ended, evaluations, config.compile == "on")
     return finished, failed
 
 
 def fit(
-    trainers: Mapping[int, Trainer], ended: Callable[[int, Diverged | None], None], evaluations: Evaluations
+    trainers: Mapping[int, Trainer],
+    ended: Callable[[int, Diverged | None], None],
+    evaluations: Evaluations,
+    compiled: bool = False,
 ) -> None:
     """Train several trainers of one recipe, by seed, to their ends; ``ended`` is told of each, and what it met.
 
@@ -181,7 +183,7 @@ def fit(
         advance(seed, None)
     while asked:
         if stack is None or len(stack.trainers) != len(asked):
-            evaluations.stack = stack = Stack([trainers[seed] for seed in asked])
+            evaluations.stack = stack = Stack([trainers[seed] for seed in asked], compiled)
         start = time.perf_counter()
         outs = stack.update(list(asked.values()))
         share = (time.perf_counter() - start) / len(outs)

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import nn
 
-from rlcore import api, build, config, together
+from rlcore import api, build, compiled_graph, compiling, config, together
 from rlcore.batched import traced
 from rlcore.clock import Clock
 from rlcore.errors import Diverged, UserError
@@ -243,7 +243,11 @@ def _files(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(newest.iterdir()) if path.suffix != ".json"}
 
 
-def test_interrupted_studies_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("repays", "choice"), [(225, "off"), (224, "on")])
+def test_interrupted_studies_go_on_where_they_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repays: int, choice: str
+) -> None:
+    monkeypatch.setattr(compiling, "REPAYS", repays)  # 224 updates are planned
     whole = together.train("cartpole_dqn", SEEDS[:2], out=tmp_path / "whole", **SMALL)
     update, count = Stack.update, 0
 
@@ -260,10 +264,46 @@ def test_interrupted_studies_go_on_where_they_stopped(tmp_path: Path, monkeypatc
         together.train("cartpole_dqn", SEEDS[:2], out=cut, **SMALL)
     assert json.loads((cut / "seed-1001" / "result.json").read_text())["status"] == "interrupted"
     monkeypatch.undo()
-    resumed = together.train(cut, SEEDS[:2], resume=True)
+    resumed = together.train(cut, SEEDS[:2], resume=True)  # what was chosen is kept
     for one, other in zip(whole, resumed, strict=True):
+        assert one.config.compile == other.config.compile == choice
         for (name, a), b in zip(one.agent.state_dict().items(), other.agent.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("recipe", ["cartpole_dqn", "pendulum_sac"])
+def test_compiled_updates_are_the_uncompiled_ones(recipe: str) -> None:
+    settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in SEEDS]
+    recorded = [_recorded(one, 20) for one in settings]
+    plain, compiled = (Stack([build.trainer(one) for one in settings], on) for on in (False, True))
+    for moment in zip(*recorded, strict=True):
+        singles = [Batch(*tmap(_single, (b.data, b.knobs, b.noise))) for _, b in moment]
+        for stack in (plain, compiled):
+            for (clock, _), trainer in zip(moment, stack.trainers, strict=True):
+                trainer.clock.load_state_dict(clock)
+            stack.update(singles)
+        for one, other in zip(plain.trainers, compiled.trainers, strict=True):
+            torch.testing.assert_close(other.agent.state_dict(), one.agent.state_dict(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(other.meter.state_dict(), one.meter.state_dict(), rtol=1e-4, atol=1e-4)
+    assert all("traced" not in call.__qualname__ for _, call in compiled._graphs.values()), "something is not compiled"
+    assert all("traced" in call.__qualname__ for _, call in plain._graphs.values())
+
+
+def _single(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.is_floating_point() else x
+
+
+def test_losses_that_cannot_be_compiled_are_traced_and_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(compiled_graph, "compile_graph", broken)
+    settings = [_settings("cartpole_dqn", seed, **{"source.learning_starts": 128}) for seed in SEEDS[:2]]
+    stack = Stack([build.trainer(one) for one in settings], compiled=True)
+    stack.update([next(trainer.run()) for trainer in stack.trainers])
+    assert capsys.readouterr().err.count("DQN.loss of 2 seeds runs uncompiled: RuntimeError: no such instruction") == 1
 
 
 def test_a_seed_that_meets_nan_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +331,6 @@ def test_a_seed_that_meets_nan_leaves_alone(tmp_path: Path, monkeypatch: pytest.
     [
         ("cartpole_dqn", {"optim.accumulate": 2}, "optim.accumulate is above 1"),
         ("cartpole_dqn", {"optim.precision": "bf16"}, "optim.precision is not fp32"),
-        ("cartpole_dqn", {"compile": "on"}, "compile: got on, expected off with --seeds"),
         ("cartpole_dqn", {"seed": 3}, "--seeds: got --seed beside it"),
         ("digits_resnet", {}, "layer BatchNorm2d"),
         ("digits_vit", {"agent.network.kwargs.dropout": 0.1}, "layer Dropout|called random operation"),
