@@ -116,8 +116,8 @@ def _in_order(train_env: VectorEnv) -> None:
         raise UserError(f"env.order: got {train_env.order}, expected fixed but with source.name=replay and its overlap")
 
 
-def trainer(config: Config[Any]) -> Trainer:
-    """Build everything but the callbacks."""
+def trainer(config: Config[Any], alone: bool = True) -> Trainer:
+    """Build everything but the callbacks; what does not run ``alone`` (see `rlcore.together`) compiles nothing itself."""
     torch.set_num_threads(config.threads)
     device(config.device)
     wanted = config.env.num_envs
@@ -129,13 +129,14 @@ def trainer(config: Config[Any]) -> Trainer:
     train_env = env(chosen, config.device, num_envs=wanted, workers=chosen.workers, order=chosen.order)
     built = agent(config, train_env.spec)
     acting = source(config, train_env, built)
+    compiled = alone and config.compile == "on"
     if isinstance(acting, Acting) and not isinstance(acting, OverlappedRollout):  # whose thread must not compile
-        acting.actor.compiled = config.compile == "on"
+        acting.actor.compiled = compiled
     budget = config.budget
     return Trainer(
         built,
         acting,
-        Optim(built, config.optim, compiled=config.compile == "on"),
+        Optim(built, config.optim, compiled=compiled),
         Clock(budget.frames, budget.horizon or budget.frames),
         seed=derive(config.seed, distributed.stream("torch")),
     )
