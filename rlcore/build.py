@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -17,9 +18,14 @@ from rlcore.optim import Optim
 from rlcore.seeding import derive
 from rlcore.sources import Acting, Dataset, OverlappedReplay, OverlappedRollout, Replay, Rollout, Source
 from rlcore.trainer import Trainer
+from rlcore.tree import leaves
 from rlcore.types import Spec
 from rlcore.vector import Split, VectorEnv
 from rlcore.worker_env import WorkerEnv
+
+# Numbers in one forward pass of an evaluation. A Transformer holds thousands of numbers for each that it observes, and
+# is quickest where these stay in a processor's caches.
+ACTIONS, OBSERVATIONS = 2**25, 2**13
 
 
 def device(name: str) -> torch.device:
@@ -57,14 +63,32 @@ def env(
 def evaluation_env(config: Config[Any], split: Split, episodes: int, **more: Any) -> VectorEnv:
     """Build an environment of one's own for evaluation, wide enough to be quick."""
     probe = env(config.env, config.device, split, 1, **more)
-    # What is stepped as one batch plays all episodes at once; what is stepped one by one, a few at a time.
-    # Wide predictions, such as a text's, bound how many.
-    most = max(1, min(1024, 2**25 // max(1, gym.spaces.flatdim(probe.spec.action_space))))
-    wanted = min(probe.episodes or episodes, most) if probe.batched else min(episodes, 8)
+    # What is stepped one by one plays a few at a time, what is stepped as one batch all episodes at once; held-out items,
+    # whose episodes are single steps, come in equal parts.
+    wanted = min(episodes, at_once(config, probe.spec) if probe.batched else 8)
+    if probe.batched and probe.episodes:
+        parts = math.ceil(probe.episodes / at_once(config, probe.spec, probe.reset()[0]))
+        wanted = math.ceil(probe.episodes / parts)
     if wanted == 1:
         return probe
     probe.close()
     return env(config.env, config.device, split, wanted, **more)
+
+
+def at_once(config: Config[Any], spec: Spec, obs: Any = None) -> int:
+    """Return how many rows an agent acts on in one forward pass, where that is up to us.
+
+    Args:
+        config: of the run; as many as training acts on, or learns from, at once are never too many.
+        spec: wide actions, such as the logits of a text's tokens, bound how many.
+        obs: observations (N, ...) of single items, whose size bounds how many, too; None: those of whole episodes, of
+            which as many as possible are played side by side.
+    """
+    most = max(1, min(1024, ACTIONS // max(1, gym.spaces.flatdim(spec.action_space))))
+    if obs is None:
+        return most
+    trained = max(config.env.num_envs, getattr(config.source, "batch_size", 0))
+    return min(most, max(trained, OBSERVATIONS // max(1, sum(x[:1].numel() for x in leaves(obs)))))
 
 
 def agent(config: Config[Any], spec: Spec) -> Agent:

@@ -128,7 +128,12 @@ class Run:
         if self.predictor is None:
             return [self.act(obs).tolist() for obs in inputs], []
         obs, remarks = self.predictor.encode(inputs)
-        return self.predictor.decode(self.choose(obs).cpu()), remarks
+        size, most = len(next(leaves(obs))), build.at_once(self.config, self.spec, obs)
+        actions = []
+        for at in range(0, max(size, 1), most):
+            self.reset()  # each input is an episode of its own
+            actions.append(self.choose(tmap(lambda x, at=at: x[at : at + most], obs)).cpu())
+        return self.predictor.decode(torch.cat(actions)), remarks
 
 
 def _within(space: Any, x: Any) -> bool:

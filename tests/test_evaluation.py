@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,11 +17,15 @@ from agents.configs.value import DQNConfig
 from agents.dqn import DQN
 from agents.supervised import Supervised
 from envs.cartpole import CartPole
+from envs.language_model import LanguageModel
 from envs.tabular import Line
+from rlcore import build
+from rlcore import config as configs
 from rlcore.agent import Agent
 from rlcore.config import AgentConfig, NetworkConfig
 from rlcore.evaluation import evaluate, play
 from rlcore.gym_vector import GymVector
+from rlcore.run import Run
 from rlcore.types import Act, Batch, Loss
 
 TINY = NetworkConfig(name="mlp", kwargs={"hidden": [8]})
@@ -138,3 +143,61 @@ def test_success_of_an_episode_cut_short_is_that_of_its_last_step(max_steps: int
     vector = gym.vector.SyncVectorEnv([Settled] * 2, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     env = GymVector(vector, extras=("is_success",))
     assert evaluate(Still(env.spec), env, 3, 0, max_steps)["success_rate"] == rate
+
+
+class Counting(Supervised):
+    """Remembers how many items it was shown at once."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen: list[int] = []
+
+    def act(self, obs: Any, *args: Any, **kwargs: Any) -> Act:
+        self.seen.append(len(obs))
+        return super().act(obs, *args, **kwargs)
+
+
+def _settings(tmp_path: Path, recipe: str, batch_size: int) -> Any:
+    """Return a recipe whose held-out split has over 300 items of 64 numbers each."""
+    changes: dict[str, Any] = {"source.batch_size": batch_size}
+    if recipe == "shakespeare":
+        (tmp_path / "text.txt").write_text("".join(chr(97 + i * i % 26) for i in range(240_000)))
+        changes |= {"env.kwargs.data": str(tmp_path / "text.txt"), "agent.network.kwargs": {"layers": 1, "width": 16}}
+    return configs.validate(configs.override(configs.read(recipe), changes))
+
+
+@pytest.mark.parametrize("recipe", ["digits_cnn", "shakespeare"])
+@pytest.mark.parametrize(("batch_size", "most"), [(16, 2**13 // 64), (200, 200)])
+def test_a_held_out_split_is_looked_at_in_equal_parts_whose_size_is_bounded(
+    tmp_path: Path, recipe: str, batch_size: int, most: int
+) -> None:
+    config = _settings(tmp_path, recipe, batch_size)
+    parts = build.evaluation_env(config, "test", 100)
+    size = parts.task.size
+    torch.manual_seed(3)
+    agent = Counting(config.agent, parts.spec)
+    found = evaluate(agent, parts, size, 2_000_000)
+    assert max(agent.seen) <= most < size
+    assert len(agent.seen) == -(-size // most) and sum(agent.seen) - size < len(agent.seen), "hardly any is seen twice"
+    whole = evaluate(agent, build.env(config.env, split="test", num_envs=size), size, 2_000_000)
+    assert agent.seen[-1] == size
+    assert found.pop("returns") == pytest.approx(whole.pop("returns"), rel=1e-5, abs=1e-6), "in the same order"
+    assert found == pytest.approx(whole, rel=1e-5, abs=1e-6)
+
+
+def test_episodes_of_many_steps_are_played_side_by_side() -> None:
+    config = configs.validate(configs.read("pixel_breakout_pqn"))
+    assert build.evaluation_env(config, "test", 100).num_envs == 100
+
+
+def test_predictions_of_many_inputs_are_made_in_parts(tmp_path: Path) -> None:
+    config = _settings(tmp_path, "shakespeare", 16)
+    env = build.env(config.env, num_envs=1)
+    agent = Counting(config.agent, env.spec)
+    predictor = LanguageModel.predictor({**config.env.kwargs, **env.fitted()})
+    run = Run(tmp_path, config, agent, env.spec, predictor)
+    text = (tmp_path / "text.txt").read_text()
+    inputs = [text[i : i + 64] for i in range(300)]
+    found, _ = run.predict(inputs)
+    assert agent.seen == [128, 128, 44]
+    assert found == [run.predict([one])[0][0] for one in inputs]
