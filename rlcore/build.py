@@ -63,8 +63,8 @@ def env(
 def evaluation_env(config: Config[Any], split: Split, episodes: int, **more: Any) -> VectorEnv:
     """Build an environment of one's own for evaluation, wide enough to be quick."""
     probe = env(config.env, config.device, split, 1, **more)
-    # What is stepped one by one plays a few at a time, what is stepped as one batch all episodes at once; held-out items,
-    # whose episodes are single steps, come in equal parts.
+    # What is stepped one by one plays a few at a time, what is stepped as one batch all episodes at once; held-out
+    # items, whose episodes are single steps, come in equal parts.
     wanted = min(episodes, at_once(config, probe.spec) if probe.batched else 8)
     if probe.batched and probe.episodes:
         parts = math.ceil(probe.episodes / at_once(config, probe.spec, probe.reset()[0]))
