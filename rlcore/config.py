@@ -15,12 +15,13 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from rlcore import plain_yaml, registry
 from rlcore.errors import UserError, nearest
 from rlcore.fields import Model, explain, flatten
-from rlcore.schedules import Annealed, Schedule
+from rlcore.schedules import Schedule
 from rlcore.training_config import EvalConfig, OptimConfig, StopConfig
 
 Order = Literal["fixed", "arrival"]
@@ -73,6 +74,22 @@ REWARD: Any = Field(
 )
 
 
+class Beta(Schedule):
+    """A power that rises to 1, or a number: one that never changes."""
+
+    kind: Literal["constant", "linear", "cosine", "exponential"] = Field(
+        default="linear", description="shape of the change; exponential needs start and end above 0"
+    )
+    start: float = Field(default=0.4, ge=0, le=1, description="value at the beginning (after the warm-up)")
+    end: float = Field(default=1.0, ge=0, le=1, description="value at the end; unused by constant")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, raw: Any) -> Any:
+        """Let a number, on the command line a text, stand for itself at all times."""
+        return {"kind": "constant", "start": raw} if isinstance(raw, int | float | str) else raw
+
+
 class ReplayConfig(Model):
     """Act, store, sample."""
 
@@ -84,9 +101,7 @@ class ReplayConfig(Model):
     frames_per_iteration: int = Field(default=1, ge=1, description="frames between updates (at least env.num_envs)")
     prioritized: bool = Field(default=False, description="sample in proportion to (|TD error| + 1e-6) ** alpha")
     alpha: float = Field(default=0.6, ge=0, le=1, description="how much priorities matter; 0: uniform")
-    beta: Annealed = Field(
-        default=Schedule(kind="linear", start=0.4, end=1.0), description="how fully importance weights correct it"
-    )
+    beta: Beta = Field(default=Beta(), description="how fully importance weights correct it")
     hindsight: float = Field(
         default=0.0, ge=0, le=1, description="fraction of samples whose goal is one reached later in the episode"
     )

@@ -49,6 +49,18 @@ def test_every_recipe_is_valid_and_its_dump_says_the_same(name: str) -> None:
             "start and end above 0 for an exponential schedule",
         ),
         ({"agent": {"epsilon": "often"}}, "agent.epsilon.start: got 'often', expected a valid number"),
+        ({"source": {"beta": 3}}, "source.beta.start: got 3, expected less than or equal to 1"),
+        ({"source": {"beta": {"end": -1.0}}}, "source.beta.end: got -1.0, expected greater than or equal to 0"),
+        (
+            {
+                "agent": {
+                    "munchausen": True,
+                    "n_step": 3,
+                    "network": {"kwargs": {"hidden": [64, 64], "activation": "relu"}},
+                }
+            },
+            "agent: expected n_step 1 with munchausen",
+        ),
     ],
 )
 def test_bad_settings_get_one_sentence(raw: dict[str, Any], sentence: str) -> None:

@@ -290,8 +290,10 @@ def test_a_resume_in_the_middle_of_an_accumulation_is_exact(steps: int) -> None:
     check_resume(configs.validate(recipe), iterations=steps)
 
 
-def test_beta_reaches_one_and_is_logged_with_weights_that_count() -> None:
-    trainer = build.trainer(configs.validate(RECIPE | {"budget": {"frames": 300}}))
+@pytest.mark.parametrize("beta", [{}, {"start": 0.6}])
+def test_beta_reaches_one_and_is_logged_with_weights_that_count(beta: dict[str, float]) -> None:
+    recipe = configs.override(RECIPE, {"budget.frames": 300} | {f"source.beta.{k}": v for k, v in beta.items()})
+    trainer = build.trainer(configs.validate(recipe))
     trainer.fit()
     assert trainer.source.beta == 1.0  # type: ignore[attr-defined]
     stats = trainer.source.statistics()
