@@ -70,9 +70,11 @@ class SelfAttention(nn.Module):
                 as the mask says. None: to one another.
             slots: (T,) int64.
         """
-        q, k, v = self.qkv(x).unflatten(2, (-1, self.head)).transpose(1, 2).split(self.sizes, 1)
+        heads, keys, values = self.sizes
+        qk, v = self.qkv(x).unflatten(2, (-1, self.head)).transpose(1, 2).split([heads + keys, values], 1)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            qk = rotate(qk, rotation)
+        q, k = qk.split([heads, keys], 1)
         if cache is not None:
             assert slots is not None
             k, v = (old.index_copy_(2, slots, new.to(old.dtype)) for old, new in zip(cache, (k, v), strict=True))
