@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_a_fraction_is_relabelled_and_the_rest_left_alone() -> None:
     hindsight.env.terminating = False  # type: ignore[attr-defined]
     before, after = relabelled(buffer, hindsight, 2_000)
     assert torch.equal(before.discount, after.discount), "the stored one where goals have no say"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_no_goal_is_taken_from_beyond_a_resume_that_starts_new_episodes(kept: bool) -> None:
+    config = ReplayConfig(capacity=60, learning_starts=1000, hindsight=1.0)
+
+    def make() -> Replay:
+        return Replay(BitFlip(3, bits=8), config, seed=0)
+
+    source, clock = make(), Clock(1000, 1000)
+    agent = DQN(DQNConfig(network=NetworkConfig(kwargs={"hidden": [8]})), source.env.spec)
+    for _ in range(3):
+        assert not list(source.collect(agent, clock))
+    saved = copy.deepcopy(source.state_dict())
+    if not kept:
+        saved["actor"]["env"] = None
+    source = make()
+    source.load_state_dict(saved)
+    for _ in range(3):
+        assert not list(source.collect(agent, clock))
+    assert source.hindsight is not None
+    index = torch.arange(6, 9).repeat(40)  # the last steps before the checkpoint
+    t = source.hindsight.relabel(source.buffer.gather(index, 0.9), index, 0.9, generator())
+    own = (t.obs["desired_goal"] == t.next_obs["achieved_goal"]).all(1)
+    assert own.all() == (not kept)
 
 
 def test_nothing_waits_for_the_device() -> None:

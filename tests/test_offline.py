@@ -304,7 +304,7 @@ def test_agent_keeps_the_contract(name: str, tmp_path: Path) -> None:
     check_agent({"env": {"id": env_id}, "agent": {**agent, "hidden": [32]}, "source": source, "optim": {"lr": 3e-3}})
 
 
-@pytest.mark.parametrize("name", ["cql-box", "iql-discrete"])
+@pytest.mark.parametrize("name", ["bc-discrete", "cql-box", "iql-discrete"])
 def test_killed_and_resumed_equals_never_interrupted(name: str, tmp_path: Path) -> None:
     env_id, agent = CASES[name]
     data = record(env_id, tmp_path / "data.npz", lean if env_id == "CartPole-v1" else swing)

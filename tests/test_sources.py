@@ -241,6 +241,27 @@ def test_without_its_buffer_a_source_starts_new_ones_and_says_nothing_wrong() ->
     assert source.nbytes() == 0
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["replay", "rollout"])
+def test_normalisers_learn_from_every_real_step_and_no_other(kind: str, mode: Any) -> None:
+    env, clock = counting(3, mode), Clock(10**6, 10**6)
+    config = DQNConfig(network=NetworkConfig(name="mlp", kwargs={"hidden": []}), normalize_obs=True)
+    agent = DQN(config, env.spec)
+    source = (
+        Replay(env, ReplayConfig(learning_starts=10**6), 0) if kind == "replay" else Rollout(env, RolloutConfig(), 0)
+    )
+    seen: list[Tensor] = []
+    source.counted = lambda *a, counted=source.counted: seen.append(counted(*a)) or seen[-1]  # type: ignore
+    for _ in range(20):
+        list(source.collect(agent, clock))
+    assert agent.normalizer is not None and agent.normalizer.moments is not None
+    moments = agent.normalizer.moments
+    real = torch.cat([acted.obs[acted.step.valid] for acted in seen]).double()  # type: ignore[attr-defined]
+    assert moments.count.item() == clock.frames == len(real)
+    torch.testing.assert_close(moments.mean, real.mean(0))
+    torch.testing.assert_close(moments.variance(), real.var(0, unbiased=False))
+
+
 @pytest.mark.parametrize("num_envs", [1, 4, 7])
 def test_capacity_counts_transitions_whatever_the_number_of_environments(num_envs: int) -> None:
     source = Replay(CartPole(num_envs), ReplayConfig(capacity=61, learning_starts=1000), seed=0)
