@@ -226,6 +226,19 @@ def test_the_target_network_of_iqn_sees_the_fractions_that_choose_only_where_it_
     assert seen == [4 if double else 4 + 5]
 
 
+def test_the_embedding_of_quantile_fractions_by_the_published_equation() -> None:
+    """Dabney et al. 2018b, equation 4: phi_j(tau) = relu(sum_{i=0}^{n-1} cos(pi i tau) w_ij + b_j)."""
+    network: Any = make({**FAMILY["iqn"], "cosines": 5}).online
+    obs, tau = torch.randn(1, 3), torch.tensor([[0.0, 0.3, 0.9]])
+    weight, bias = network.embedding.weight.tolist(), network.embedding.bias.tolist()
+    out, psi = network(obs, tau)[0], network.features(obs)[0]
+    for k, fraction in enumerate(tau[0].tolist()):
+        cosines = [math.cos(math.pi * i * fraction) for i in range(5)]
+        sums = [sum(c * w for c, w in zip(cosines, row, strict=True)) for row in weight]
+        phi = torch.tensor([max(0.0, x + b) for x, b in zip(sums, bias, strict=True)])
+        torch.testing.assert_close(out[k], network.advantage(psi * phi))
+
+
 def epsilons(raw: dict[str, Any]) -> tuple[float, Any]:
     """Return the chance of a random action at the start and at the end of a run."""
     agent = build.agent(configs.validate(raw), SPEC)
