@@ -75,8 +75,9 @@ def _preamble(command: str, every: Sequence[dict[str, Any]]) -> str:
     versions = sorted({r["library"] for r in every if "library" in r})
     pythons = sorted({f"Python {r['versions']['python']} with torch {r['versions']['torch']}" for r in every})
     return (
-        f"`{command}` on {machine()}. Every measurement is a fresh process with one thread on one core; contenders "
-        "take turns, and a ratio is the median over pairs of neighbours (in brackets the smallest and the largest). "
+        f"`{command}` on {machine()}. Every measurement is a fresh process with one thread, on one core unless said; "
+        "contenders take turns, and a ratio is the median over pairs of neighbours (in brackets the smallest and the "
+        "largest). "
         f"Versions: {', '.join([*versions, *pythons]) or 'nothing measured yet'}."
     )
 
