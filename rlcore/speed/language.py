@@ -7,7 +7,7 @@ from rlcore.speed.peer import Job
 from rlcore.speed.settings import Comparison, Contender, Size
 
 NANOGPT_LOSS = 1.88  # what its README reports for this setting
-_FAST_TEXT = {**EAGER, "optim.lr": 3e-3}
+_FAST_TEXT = {**EAGER, "optim.lr": 4e-3, "optim.betas": [0.9, 0.95], "agent.network.kwargs.norm": "layer_norm"}
 _GPT = {"agent.network.kwargs.positions": "learned", "agent.network.kwargs.norm": "layer_norm"}
 
 
@@ -31,9 +31,9 @@ def language_models(size: Size) -> list[Comparison]:
         Contender("ours, eager, `shakespeare`", "ours", {**job, "overrides": EAGER, "frames": 12 * short}, 12),
         theirs(short, 10**9, 14),
     ]
-    fast = {"goal": NANOGPT_LOSS, "look": 12 * (10 if quick else 100), "frames": 12 * (20 if quick else 1_000)}
+    fast = {"goal": NANOGPT_LOSS, "look": 12 * (10 if quick else 100), "frames": 12 * (20 if quick else 900)}
     until = [
-        Contender("ours, eager, `shakespeare`, 1,000 updates", "ours", {**job, **fast, "overrides": _FAST_TEXT}, 90),
+        Contender("ours, eager, `shakespeare`, 900 updates", "ours", {**job, **fast, "overrides": _FAST_TEXT}, 90),
         theirs(whole, look, 190),
     ]
     about = (
@@ -43,6 +43,7 @@ def language_models(size: Size) -> list[Comparison]:
     losses = (
         f"nanoGPT makes its 2,000 updates; ours ends where its validation loss is {NANOGPT_LOSS} or less, looked at "
         "every 100 updates. nanoGPT's losses are means over 20 random batches, ours over the whole validation split. "
+        "Ours differs from the recipe by layer norm, a rate of 0.004 and a second beta of 0.95. "
     )
     title = "nanoGPT's small CPU setting"
     return [
