@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -254,7 +255,7 @@ def override(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
         if old is not None and changes.get(dotted, old) != old:
             _put(result, holder, {})
     for dotted, value in changes.items():
-        _put(result, dotted, value)
+        _put(result, dotted, copy.deepcopy(value))  # what later changes put into it is not the caller's
     return result
 
 

@@ -70,6 +70,14 @@ def test_bad_settings_get_one_sentence(raw: dict[str, Any], sentence: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_overriding_leaves_what_it_is_given_as_it_was() -> None:
+    raw, changes = {"env": {"kwargs": {"frameskip": 1}}}, {"env.kwargs": {}, "env.kwargs.length": 2}
+    for _ in range(2):  # the command line validates before it trains
+        assert configs.override(raw, changes) == {"env": {"kwargs": {"length": 2}}}
+    assert changes == {"env.kwargs": {}, "env.kwargs.length": 2}
+    assert raw == {"env": {"kwargs": {"frameskip": 1}}}
+
+
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'cartpole_dqn'"):
         configs.read("cartpol_dqn")
