@@ -141,7 +141,7 @@ def _in_order(train_env: VectorEnv) -> None:
 
 
 def trainer(config: Config[Any], alone: bool = True) -> Trainer:
-    """Build everything but the callbacks; what does not run ``alone`` (see `rlcore.together`) compiles nothing itself."""
+    """Build everything but the callbacks; what does not run ``alone``, see `rlcore.together`, compiles nothing."""
     torch.set_num_threads(config.threads)
     device(config.device)
     wanted = config.env.num_envs
