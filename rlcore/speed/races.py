@@ -15,7 +15,7 @@ def dqn(size: Size) -> list[Comparison]:
     """Return DQN at the zoo's and at CleanRL's settings, and a long run with compiling."""
     zoo = by_size(size, 2_000, 8_000, 50_000)
     clean = by_size(size, 11_000, 30_000, 500_000)
-    long = by_size(size, 4_000, 150_000, 500_000)
+    long = by_size(size, 4_000, 500_000, 500_000)
     gymnasium = {"env.backend": "sync"}
     at_zoo = [
         mine("ours, eager", ZOO, zoo, 9),
@@ -31,7 +31,7 @@ def dqn(size: Size) -> list[Comparison]:
         cleanrl("dqn.py", clean, 0.1 * (1 - 10_000 / clean), 15),
         peer("Tianshou DQN", "tianshou", CLEAN_SHORT, clean, 22),
     ]
-    whole = Contender("ours, compiled", "ours", {"config": ZOO, "overrides": COMPILED, "frames": long}, 100)
+    whole = Contender("ours, compiled", "ours", {"config": ZOO, "overrides": COMPILED, "frames": long}, 300)
     ours = ["ours, eager", "ours, compiled"]
     return [
         Comparison("dqn", "zoo", "DQN at the zoo's CartPole settings", "race", at_zoo, ours=ours, about=_ZOO_ABOUT),
@@ -118,12 +118,12 @@ def on_policy(size: Size) -> list[Comparison]:
 
 def sac(size: Size) -> Comparison:
     """Return SAC on HalfCheetah."""
-    frames = by_size(size, 1_050, 2_500, 10_000)
+    frames = by_size(size, 1_050, 10_000, 10_000)
     options = {"learning_starts": 1_000, "batch_size": 256, "learning_rate": 3e-4, "buffer_size": 50_000}
-    theirs = sb3("SAC", options, frames, 30)
+    theirs = sb3("SAC", options, frames, 120)
     contenders = [
-        mine("ours, eager", "halfcheetah_sac", frames, 20),
-        mine("ours, compiled", "halfcheetah_sac", frames, 15, compiled=True),
+        mine("ours, eager", "halfcheetah_sac", frames, 80),
+        mine("ours, compiled", "halfcheetah_sac", frames, 60, compiled=True),
         Contender(theirs.name, "sb3", {**theirs.job, "env": "HalfCheetah-v5"}, theirs.about),
     ]
     about = (
