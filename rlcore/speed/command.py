@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
     text = (
         "Ours beside every installed library (pip install 'rlcore[peers]') and the checkouts given, on this machine: "
         "DQN, PPO, PQN and SAC, the time to solve CartPole, compiling, environments, replay, hosting, memory, "
-        "start-up, a language model, a profile. What was measured is kept, and the same command goes on. Takes about "
-        "45 minutes."
+        "start-up, a language model, a profile. What was measured is kept, and the same command goes on. Takes over an "
+        "hour."
     )
     parser = commands.add_parser("speed", help="ours beside other libraries", text=text)
     parser.add_argument("--only", default="", metavar="A,B", help=f"some of {','.join(parts.PARTS)} [all]")

@@ -1,6 +1,6 @@
 """What `benchmark.py speed` measures: comparisons of contenders, each set up in its own library's words.
 
-Sizes: "quick" only shows that everything runs; "standard" takes about 45 minutes with nothing else running; "full"
+Sizes: "quick" only shows that everything runs; "standard" takes about 70 minutes with nothing else running; "full"
 trains as long as each library's published settings do.
 """
 
