@@ -31,9 +31,9 @@ def language_models(size: Size) -> list[Comparison]:
         Contender("ours, eager, `shakespeare`", "ours", {**job, "overrides": EAGER, "frames": 12 * short}, 12),
         theirs(short, 10**9, 14),
     ]
-    fast = {"goal": NANOGPT_LOSS, "look": 12 * (10 if quick else 100), "frames": 12 * (20 if quick else 900)}
+    fast = {"goal": NANOGPT_LOSS, "look": 12 * (10 if quick else 100), "frames": 12 * (20 if quick else 1_000)}
     until = [
-        Contender("ours, eager, `shakespeare`, 900 updates", "ours", {**job, **fast, "overrides": _FAST_TEXT}, 90),
+        Contender("ours, eager, `shakespeare`, 1,000 updates", "ours", {**job, **fast, "overrides": _FAST_TEXT}, 90),
         theirs(whole, look, 190),
     ]
     about = (
