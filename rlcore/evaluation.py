@@ -101,6 +101,8 @@ def wave(
         if not alive.any():
             break
         obs, extras = step.obs, step.extras
+        if env.autoreset == "disabled":
+            obs, extras = env.reset(mask=step.terminated | step.truncated)
         state = () if is_empty(act.state) else act.state
     return Episodes(returns, lengths, outcomes, _by_episode(rows, lengths.tolist()) if record else [])
 

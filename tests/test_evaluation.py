@@ -64,7 +64,7 @@ class Still(Agent):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("mode", list(gym.vector.AutoresetMode)[:2])
+@pytest.mark.parametrize("mode", list(gym.vector.AutoresetMode))
 @pytest.mark.parametrize("num_envs", [1, 3, 8, 40])
 def test_each_seed_is_played_exactly_once(num_envs: int, mode: Any) -> None:
     env = GymVector(gym.vector.SyncVectorEnv([Seeded] * num_envs, autoreset_mode=mode))
