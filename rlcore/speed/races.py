@@ -44,7 +44,7 @@ def dqn(size: Size) -> list[Comparison]:
         Comparison(
             "dqn_long", "zoo_long", "DQN at the zoo's settings, a long run with its compile time", "race",
             at_length, repeats=1, ours=["ours, compiled"],
-            about=f"Settings as in the first table. Ours, compiled, trains for {long:,} frames; the others, whose rates "
+            about=f"As in the first table. Ours, compiled, trains for {long:,} frames; the others, whose rates "
             f"are steady, for {some:,}. The frames before the first update are a smaller share than there.",
         ),
     ]  # fmt: skip
