@@ -137,28 +137,31 @@ class Meter:
 
     def _compact(self) -> None:
         """Take all that was gathered into the series: one tensor for each name."""
-        runs: dict[tuple[int, int | None], list[tuple[int, Entry]]] = {}  # by table, and place in it
-        for step, entry, k in self._entries:
-            runs.setdefault((id(entry.values), k), []).append((step, entry))
+        runs: dict[tuple[int, int | None], list[tuple[int, int, Entry]]] = {}  # by table, and place in it
+        for at, (step, entry, k) in enumerate(self._entries):
+            runs.setdefault((id(entry.values), k), []).append((at, step, entry))
+        parts: dict[str, list[tuple[Any, ...]]] = {}
         for (_, k), rows in runs.items():
-            steps, entries = zip(*rows, strict=True)
+            came, steps, entries = zip(*rows, strict=True)
             names, values, _ = entries[0]
             found = values[[entry.at for entry in entries]]  # (entries, names) or (entries, names, K)
             for name, column in zip(names, (found if k is None else found[..., k]).unbind(1), strict=True):
-                self._metrics.add(name, steps, column)
+                parts.setdefault(name, []).append((came, steps, column))
+        for name, own in parts.items():
+            came, steps, columns = zip(*own, strict=True)
+            order = np.argsort(np.concatenate(came))
+            self._metrics.add(name, np.concatenate(steps)[order].tolist(), torch.cat(columns)[torch.from_numpy(order)])
         self._entries.clear()
         for name in dict.fromkeys(name for _, name, _ in self._watched):
             steps, tensors = zip(*[(step, x) for step, own, x in self._watched if own == name], strict=True)
             if len({x.shape for x in tensors}) > 1:  # of the parts of a Dict observation
                 tensors = [x.sum() for x in tensors]
-            self._inputs.add(
-                name, steps, torch.stack(tensors).flatten(1).sum(1) if tensors[0].dim() else torch.stack(tensors)
-            )
+            self._inputs.add(name, steps, torch.stack(tensors).reshape(len(tensors), -1).sum(1))
         self._watched.clear()
 
 
 class _Series:
-    """Numbers by name and step."""
+    """Numbers by name and step, in the order in which they came."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
@@ -171,13 +174,9 @@ class _Series:
         self.chunks.setdefault(name, []).append(values)
 
     def checked(self) -> dict[str, np.ndarray]:
-        """Return the values by name, (entries,) float64, in order; raise Diverged at the first that is not finite."""
-        columns: dict[str, np.ndarray] = {}
-        for name, chunks in self.chunks.items():
-            order = np.argsort(self.steps[name], kind="stable")
-            columns[name] = torch.cat([chunk.cpu().double() for chunk in chunks]).numpy()[order]
-            self.steps[name] = array("q", np.asarray(self.steps[name])[order].tolist())
-            self.chunks[name] = [torch.from_numpy(columns[name])]
+        """Return the values by name, (entries,) float64; raise Diverged at the first that is not finite."""
+        values = {name: torch.cat([chunk.cpu().double() for chunk in chunks]) for name, chunks in self.chunks.items()}
+        columns = {name: column.numpy() for name, column in values.items()}
         bad = [
             (self.steps[name][i], name, column[i])
             for name, column in columns.items()

@@ -347,8 +347,8 @@ def _at_step(monkeypatch: pytest.MonkeyPatch, number: int, happen: Callable[[], 
     """Let something happen in the training environments' step of that number."""
     build = api.build.trainer
 
-    def built(config: Any) -> Trainer:
-        trainer, steps = build(config), itertools.count(1)
+    def built(*given: Any) -> Trainer:
+        trainer, steps = build(*given), itertools.count(1)
         step = trainer.source.env.step
 
         def counted(action: torch.Tensor) -> Any:
