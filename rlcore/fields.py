@@ -94,6 +94,6 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
         name = str(value["name"]) if isinstance(value, dict) else str(value)
         return f"{field}.name: got '{name}', expected {', '.join(known)}{nearest(name, known)}"
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").split(", unable")[0]
-    if isinstance(value, dict) and len(repr(value)) > 200:  # all of an agent's settings say nothing
+    if isinstance(value, dict) and any(isinstance(x, dict) for x in value.values()):  # too much to say anything
         return f"{field}: expected {expected}"
     return f"{field}: got {value!r}, expected {expected}"
