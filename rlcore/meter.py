@@ -28,8 +28,7 @@ class Table:
     """Metrics of many updates in memory of their own.
 
     Were each kept as the small tensor that it comes as, these would come to lie between the large ones that an update
-    makes and drops: then every update takes fresh memory from the system, which costs ten seeds' update a fifth of its
-    time.
+    makes and drops: then every update of many seeds takes fresh memory from the system.
     """
 
     _SIZE = 1000  # entries
