@@ -215,22 +215,26 @@ def step(group: Group, flat: Tensor, grad: Tensor, lr: Tensor, moments: list[dic
     segments: Any = flat.detach().split(group.sizes)
     optimizer = make_optimizer(segments, group.decayed, group.config, fused=False)
     parts = zip(optimizer.param_groups, segments, grad.split(group.sizes), group.factors, moments, strict=True)
+    counts: list[tuple[Tensor, Tensor]] = []
     for settings, segment, gradient, factor, state in parts:
         segment.grad = gradient
         settings["lr"] = lr * factor
-        optimizer.state[segment] = state
-    with _Numbers():
+        exact = {name: x if x.dim() else x.double() for name, x in state.items()}
+        counts += [(x, exact[name]) for name, x in state.items() if not x.dim()]
+        optimizer.state[segment] = exact
+    # Told that it is compiled, an optimiser leaves numbers in tensors; its count of steps is as precise as Python's.
+    with torch.compiler._compile_session_context(), _Numbers():
         inspect.unwrap(type(optimizer).step)(optimizer)
+    for count, exact in counts:
+        count.copy_(exact)
 
 
 class _Numbers(TorchFunctionMode):
-    """Lets numbers that torch's optimisers take from tensors stay tensors, in Python's precision, to be traced."""
+    """Lets torch's optimisers take tensors where they expect numbers, to be traced."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.item:
-            return args[0].double()
-        if isinstance(args[0], Tensor) and args[0].dim():
+        if any(isinstance(x, Tensor) and x.dim() for x in args):
             args = tuple(_held(x) for x in args)
             kwargs = {name: _held(x) for name, x in kwargs.items()}
         if func is Tensor.add_ and isinstance(kwargs.get("alpha"), Tensor):

@@ -42,6 +42,7 @@ OPTIMIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # by name: torch's class
     "adagrad": (torch.optim.Adagrad, ("eps",)),
 }
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+CAPTURABLE = (torch.optim.RMSprop, torch.optim.RAdam)  # the others, which a graph wants without numbers and branches
 
 
 def flatten_parameters(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
@@ -74,6 +75,8 @@ def make_optimizer(
         keywords["foreach"] = False
     elif cls in FUSED and segments[0].device.type in ("cpu", "cuda"):
         keywords["fused"] = True
+    if cls in CAPTURABLE:
+        keywords["capturable"] = not fused or segments[0].device.type == "cuda"
     groups = [
         {"params": [segment], "weight_decay": config.weight_decay if decayed else 0.0}
         for segment, decayed in zip(segments, decay, strict=True)
@@ -168,7 +171,7 @@ class Group:
     @property
     def whole(self) -> bool:
         """Whether a batch is an update: nothing is to be added to its gradient before the step."""
-        return self.config.accumulate == 1 and distributed.size() == 1 and self.config.name != "radam"
+        return self.config.accumulate == 1 and distributed.size() == 1
 
     @property
     def moments(self) -> list[list[str]]:

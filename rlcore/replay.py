@@ -118,21 +118,25 @@ class ReplayBuffer:
     def extend(self, steps: dict[str, Any]) -> None:
         """Store steps of the N environments, fields (T, N, ...), all valid: as adding one after the other does."""
         head, count, n = self._head, len(steps["reward"]), self.num_envs
-        if not (self._even and isinstance(head, np.ndarray) and 1 < count <= self.rows):
+        if count > self.rows:
             for t in range(count):
                 self.add(tmap(lambda x, t=t: x[t], steps))
             return
-        first = int(head[0]) % self.rows
-        left = min(count, self.rows - first)  # rows before the ring's end
         flat = tmap(lambda x: x.flatten(0, 1), steps)
-        if left == count:
-            self._write(slice(first * n, (first + left) * n), flat)
+        if self._even and isinstance(head, np.ndarray):
+            first = int(head[0]) % self.rows
+            left = min(count, self.rows - first)  # rows before the ring's end
+            if left == count:
+                self._write(slice(first * n, (first + left) * n), flat)
+            else:
+                self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[: left * n], flat))
+                self._write(slice(0, (count - left) * n), tmap(lambda x: x[left * n :], flat))
         else:
-            self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[: left * n], flat))
-            self._write(slice(0, (count - left) * n), tmap(lambda x: x[left * n :], flat))
+            ahead: Any = array(torch.arange(count, device=self.device))
+            self._write(self._slot(head + ahead[:, None], self._env).reshape(-1), flat)
         self._empty = False
-        self._newest[:] = (first + count - 1) % self.rows * n + self._env
         head += count
+        self._newest[:] = self._slot(head - 1, self._env)
 
     def _write(self, at: Any, items: dict[str, Any]) -> None:
         """Write items into the slots ``at``, an array, or on a CPU, where they are successive, a slice."""
@@ -268,7 +272,7 @@ class ReplayBuffer:
     def _column(self, name: str, records: Any) -> Any:
         return self._records.column(records, self._fields[name])
 
-    def _slot(self, step: Tensor, env: Tensor) -> Tensor:
+    def _slot(self, step: Any, env: Any) -> Any:
         """Return the slots of steps in the environments' own counts."""
         return step % self.rows * self.num_envs + env
 

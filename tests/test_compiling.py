@@ -230,10 +230,12 @@ def test_every_optimiser_with_every_option(name: Any, options: dict[str, Any]) -
         torch.testing.assert_close(test_optim.weights(again), test_optim.weights(plain), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(_moments(compiled), _moments(optim), rtol=1e-9, atol=1e-12)
     assert compiled.groups["main"].compiled
+    assert compiled.groups["main"].whole == ("accumulate" not in options), "the optimiser's step is compiled, too"
 
 
-def test_generated_code_learns_as_the_module_does() -> None:
-    settings = OptimConfig(lr=0.05, clip=0.1, schedule=Schedule(kind="linear", start=1.0, end=0.1))
+@pytest.mark.parametrize("name", ["adam", "radam"])
+def test_generated_code_learns_as_the_module_does(name: Any) -> None:
+    settings = OptimConfig(name=name, lr=0.05, clip=0.1, schedule=Schedule(kind="linear", start=1.0, end=0.1))
     plain, optim, again, compiled = _both(settings)
     for i in range(20):
         batch, clock = test_optim.double(test_optim.batch(7, i)), Clock(20, 20, iterated=i)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import prioritized, records, replay
+from rlcore.arrays import on_tensors
 from rlcore.errors import UserError
 from rlcore.replay import ReplayBuffer, split
 from rlcore.tree import leaves, tmap
@@ -199,7 +201,13 @@ def test_the_write_head_is_not_crossed():
 @pytest.mark.parametrize("image", [(2, 2), (20, 20)])  # in the records, and apart
 @pytest.mark.parametrize(("capacity", "n"), [(21, 3), (22, 3), (4, 4), (7, 1)])
 @pytest.mark.parametrize("counts", [(5, 5, 5, 5), (2, 1, 7, 3, 4), (9, 9), (2, 0, 3, 4)])  # 0: one with a row masked
-def test_several_steps_at_once_are_stored_as_one_by_one(image, capacity, n, counts):
+@pytest.mark.parametrize("anywhere", [False, True])  # True: as where there are no arrays
+def test_several_steps_at_once_are_stored_as_one_by_one(image, capacity, n, counts, anywhere):
+    with on_tensors() if anywhere else nullcontext():
+        stored_alike(image, capacity, n, counts)
+
+
+def stored_alike(image, capacity, n, counts):
     def step(seed):
         rng, flags = generator(seed), torch.rand(2, n, generator=generator(seed)) < 0.3
         pictures = torch.randint(0, 256, (2, n, *image), dtype=torch.uint8, generator=rng)
