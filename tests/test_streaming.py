@@ -97,6 +97,16 @@ def test_streamed_from_any_number_of_workers_equals_in_memory(folder: Path) -> N
     assert first_difference(state(memory), state(trained(recipe(folder, "always", 0, seed=1), 15))) is not None
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to processors")
+def test_there_may_be_more_workers_than_processors(folder: Path) -> None:
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(everywhere)})
+    try:
+        assert trained(recipe(folder, "never", 2), 1).clock.updates == 1
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
 @pytest.mark.parametrize("memory", ["always", "never"])
 def test_a_resume_in_the_middle_of_an_epoch_is_exact(folder: Path, memory: str) -> None:
     config = recipe(folder, memory, 2)

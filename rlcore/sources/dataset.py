@@ -151,7 +151,7 @@ class _Fetch:
     def __init__(self, task: Task, workers: int, device: torch.device) -> None:
         self.device = device
         self._wanted: list[Tensor] = []
-        self._loader = DataLoader(
+        self._loader = _Loader(
             cast("Any", _Items(task)),
             batch_size=None,
             sampler=self._wanted,
@@ -170,6 +170,13 @@ class _Fetch:
             if isinstance(items, UserError):
                 raise items
             yield tmap(lambda x: x.to(self.device, non_blocking=True), items)
+
+
+class _Loader(DataLoader):
+    """Starts as many workers as it is told to: on few processors, too, they may have files to wait for."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Do without torch's warning."""
 
 
 class _Items:
