@@ -154,8 +154,8 @@ def trainer(config: Config[Any], alone: bool = True) -> Trainer:
     built = agent(config, train_env.spec)
     acting = source(config, train_env, built)
     compiled = alone and config.compile == "on"
-    if isinstance(acting, Acting) and not isinstance(acting, OverlappedRollout):  # whose thread must not compile
-        acting.actor.compiled = compiled
+    if compiled and isinstance(acting, Acting) and not isinstance(acting, OverlappedRollout):  # whose thread must not
+        acting.compile()
     budget = config.budget
     return Trainer(
         built,

@@ -28,7 +28,7 @@ from rlcore.agent import Agent
 from rlcore.config import Config, DatasetConfig, ReplayConfig
 from rlcore.errors import UserError
 from rlcore.functional import FunctionalLoss
-from rlcore.tree import tmap
+from rlcore.tree import signature, tmap
 from rlcore.types import Batch, Loss
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class Compiler:
         if group.whole and not group.ready:  # the first step makes what the optimiser keeps
             return None
         inputs: list[Tensor] = []
-        layout = _layout((batch.data, batch.knobs, batch.noise), inputs)
-        key = (function.__name__, group.whole, layout)
+        key = (function.__name__, group.whole, signature((batch.data, batch.knobs, batch.noise), inputs))
         if key not in self.updates:
             # What is compiled goes by the order in which shapes are met, so it is kept for a resume.
             text = repr(key)
@@ -148,7 +147,7 @@ class Update:
         self.form: Any = None  # what comes out, with ... for the tensors
         tree = (batch.data, batch.knobs, batch.noise)
         inputs: list[Tensor] = []
-        _layout(tree, inputs)
+        signature(tree, inputs)
         count = len(rest)
 
         def traced(*tensors: Tensor) -> list[Tensor]:
@@ -250,17 +249,3 @@ def _held(x: Any) -> Any:
     Adam's powers and roots, done again for every few weights, would take longer than all the rest of its step.
     """
     return x.expand(16).amax() if isinstance(x, Tensor) and x.dim() == 0 else x
-
-
-def _layout(tree: Any, inputs: list[Tensor]) -> Any:
-    """Return the structure of a tree of tensors, with shapes, strides and types; add the tensors to ``inputs``."""
-    if isinstance(tree, Tensor):
-        inputs.append(tree)
-        return (*tree.shape, tree.stride(), tree.dtype)
-    if isinstance(tree, dict):
-        return (*tree, *[_layout(value, inputs) for value in tree.values()])
-    if isinstance(tree, tuple):
-        return (type(tree).__name__, *[_layout(value, inputs) for value in tree])
-    if tree is None:
-        return None
-    raise TypeError(f"a batch holds {type(tree).__name__}")

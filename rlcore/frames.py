@@ -104,6 +104,10 @@ class FrameBuffer(ReplayBuffer):
         for t in range(len(steps["reward"])):
             self.add(tmap(lambda x, t=t: x[t], steps))
 
+    def places(self) -> list[Tensor]:
+        """Return the frames, whose rings grow."""
+        return [*leaves(self._frames)]
+
     def cut(self) -> None:
         """End every environment's running episode; see `ReplayBuffer.cut`."""
         super().cut()

@@ -4,6 +4,9 @@ What a graph reads and writes lies where it was recorded. Tensors that are the s
 written in place; those that vary are copied to tensors of their own, laid out alike; results are copied from where they
 come to be, for the next call writes there again. Recording runs the function a few times first: what that wrote, and
 drew from torch's generators, is undone.
+
+What is compiled is recorded so (`replayed`), and what sources do beside: storing steps, drawing, assembling batches and
+making targets (`Graphs`).
 """
 
 from __future__ import annotations
@@ -14,14 +17,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlcore.tree import leaves, signature, tmap
+
+LAYOUTS = 8  # of what a function is given, for which it is recorded; with others it runs as it is
 Run = Callable[[list[Tensor]], Any]  # of tensors, some of which it may write to, to a sequence of tensors
 
 
 class Record(Protocol):
     """Runs a function and returns what runs it again, and its results, which are written anew each time."""
 
-    def __call__(self, function: Callable[[], Any], /) -> tuple[Callable[[], Any], list[Tensor]]:
-        """Record a function that returns a sequence of tensors."""
+    def __call__(
+        self, function: Callable[[], Any], undo: Callable[[], None], /
+    ) -> tuple[Callable[[], Any], list[Tensor]]:
+        """Record a function that returns a sequence of tensors; ``undo`` undoes a run of it."""
         ...
 
 
@@ -38,13 +46,14 @@ def replayed(run: Run, tensors: Sequence[Tensor], varying: int = 0) -> Run:
     return Replayed(run, varying, record) if all(x.device.type == "cuda" for x in tensors) else run
 
 
-def record(function: Callable[[], Any]) -> tuple[Callable[[], Any], list[Tensor]]:
+def record(function: Callable[[], Any], undo: Callable[[], None]) -> tuple[Callable[[], Any], list[Tensor]]:
     """Record a function of no arguments into a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # what kernels allocate and look up when they first run is none of the graph's
         for _ in range(3):
             function()
+            undo()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -59,11 +68,13 @@ class Replayed:
         run: the function.
         varying: how many of its last tensors vary.
         record: records.
+        changed: how many of its first tensors another run would change further; what else it writes is the same however
+            often it runs. None: all that are fixed.
     """
 
-    def __init__(self, run: Run, varying: int, record: Record) -> None:
-        self.run, self.varying, self.record = run, varying, record
-        self._at: list[int] = []  # where the fixed tensors lay
+    def __init__(self, run: Run, varying: int, record: Record, changed: int | None = None) -> None:
+        self.run, self.varying, self.record, self.changed = run, varying, record, changed
+        self._at: list[int] | None = None  # where the fixed tensors lay
         self._held: list[Tensor] = []  # what the varying ones are copied to
         self._replay: Callable[[], Any] = list
         self._results: list[Tensor] = []
@@ -78,13 +89,78 @@ class Replayed:
         for held, x in zip(self._held, varying, strict=True):
             _distinct(held).copy_(_distinct(x))
         if new:
-            before = [x.clone() for x in fixed]
-            with torch.random.fork_rng(devices=[x.device for x in fixed[:1] if x.is_cuda]):
-                self._replay, self._results = self.record(lambda: self.run([*fixed, *self._held]))
-            for x, old in zip(fixed, before, strict=True):
-                x.copy_(old)
+            first = fixed[: self.changed]
+            before = [x.clone() for x in first]
+
+            def undo() -> None:
+                for x, old in zip(first, before, strict=True):
+                    x.copy_(old)
+
+            with torch.random.fork_rng(devices=[x.device for x in tensors[:1] if x.is_cuda]):
+                self._replay, self._results = self.record(lambda: self.run([*fixed, *self._held]), undo)
+            undo()
         self._replay()
         return [x.clone() for x in self._results]
+
+
+def nothing() -> Sequence[Tensor]:
+    """Return no tensors."""
+    return ()
+
+
+class Graphs:
+    """Functions of trees of tensors, each a graph for every layout of what it is given.
+
+    Args:
+        record: records them; None: they are run as they are.
+    """
+
+    def __init__(self, record: Record | None = None) -> None:
+        self.record = record
+        self._made: dict[Any, dict[Any, tuple[Replayed, list[Any]]]] = {}  # by name and layout, with what comes out
+
+    def __call__(
+        self,
+        name: Any,
+        function: Callable[..., Any],
+        *given: Any,
+        places: Callable[[], Sequence[Tensor]] = nothing,
+        changed: Callable[[], Sequence[Tensor]] = nothing,
+    ) -> Any:
+        """Return what the function makes of trees of tensors; a recorded one is given numbers as tensors ().
+
+        Args:
+            name: of the function, with all that it depends on but tensors.
+            function: its results are a tree of tensors, or None.
+            given: to it.
+            places: returns other tensors that it reads or writes where they lie, if they may come to lie elsewhere.
+            changed: returns those that another call would change further, such as counts and heads of rings.
+        """
+        if self.record is None:
+            return function(*given)
+        device = next(leaves(given)).device
+        trees = tmap(
+            lambda x: x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device), given
+        )
+        varying: list[Tensor] = []
+        made, key = self._made.setdefault(name, {}), signature(trees, varying)
+        written = [*changed()]
+        fixed = [*written, *places()]
+        if key not in made:
+            if len(made) == LAYOUTS:
+                return function(*trees)
+            form: list[Any] = [None]
+
+            def run(tensors: list[Tensor]) -> list[Tensor]:
+                rest = iter(tensors[len(fixed) :])
+                results: list[Tensor] = []
+                form[0] = tmap(lambda x: results.append(x) or ..., function(*tmap(lambda _: next(rest), trees)))
+                return results
+
+            made[key] = Replayed(run, len(varying), self.record, len(written)), form
+        replayed, form = made[key]
+        results = iter(replayed([*fixed, *varying]))
+        return tmap(lambda _: next(results), form[0])
 
 
 def _like(x: Tensor) -> Tensor:

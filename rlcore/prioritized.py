@@ -96,7 +96,7 @@ class Prioritized:
         self.largest = torch.ones((), dtype=torch.float64, device=buffer.device)  # mass given so far; 1 at first
         self._priority = torch.zeros_like(self.largest)  # sums of priorities ...
         self._weight = array(torch.zeros_like(self.largest))  # ... and weights of ...
-        self._items = 0  # ... so many since `statistics` was called
+        self._items = array(torch.zeros((), dtype=torch.int64, device=buffer.device))  # ... so many since `statistics`
 
     def add(self, slot: Tensor) -> None:
         """Give what the step stored in slots (N,) made drawable the largest mass so far; forget what it replaced."""
@@ -112,8 +112,19 @@ class Prioritized:
         Raises:
             UserError: nothing was ever stored.
         """
+        return self.choose(self.numbers(count, generator), beta)
+
+    def numbers(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return numbers (count,) in [0, 1), float64, to choose by.
+
+        Raises:
+            UserError: nothing was ever stored.
+        """
         self.buffer.check_stored()
-        uniform = torch.rand(count, dtype=torch.float64, device=self.buffer.device, generator=generator)
+        return torch.rand(count, dtype=torch.float64, device=self.buffer.device, generator=generator)
+
+    def choose(self, uniform: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slots that ``uniform`` (B,) in [0, 1) hits, and importance weights, (B,) each."""
         # In their order what is read lies closer together. To a batch the order of its items is nothing.
         index, mass = self.masses.draw(ascending(uniform))
         weight = (array(mass).min() / array(mass)) ** beta
@@ -135,10 +146,10 @@ class Prioritized:
         """Return the mean priority and weight since the last call. Waits for the device."""
         if not self._items:
             return {}
-        means = {"priority": self._priority.item() / self._items, "weight": self._weight.item() / self._items}
-        self._items = 0
-        self._priority.zero_()
-        tensor(self._weight).zero_()
+        items = self._items.item()
+        means = {"priority": self._priority.item() / items, "weight": self._weight.item() / items}
+        for x in self.sums():
+            x.zero_()
         return means
 
     @property
@@ -150,13 +161,17 @@ class Prioritized:
         sums = {"priority": self._priority, "weight": tensor(self._weight)}
         return {**self.masses.tensors(), "largest": self.largest, **sums}
 
+    def sums(self) -> list[Tensor]:
+        """Return what draws and updates add to."""
+        return [self._priority, tensor(self._weight), tensor(self._items)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return masses and running numbers: views, to be saved before the next change."""
-        return {**self._tensors(), "items": self._items}
+        return {**self._tensors(), "items": int(self._items)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was called."""
-        self._items = state["items"]
+        tensor(self._items).fill_(state["items"])
         for name, value in self._tensors().items():
             value.copy_(state[name])
 

@@ -180,6 +180,14 @@ class ReplayBuffer:
         if self._empty:
             raise UserError("replay: sampling from an empty buffer; expected transitions to be added first")
 
+    def heads(self) -> list[Tensor]:
+        """Return what says where the next step is stored, and the latest is."""
+        return [tensor(self._head), self.newest]
+
+    def places(self) -> list[Tensor]:
+        """Return the tensors whose memory may come to lie elsewhere."""
+        return []
+
     def draw(self, count: int, generator: torch.Generator, length: int = 1) -> Tensor:
         """Return the slots (count,) int64 of starts drawn uniformly, with replacement, from all there are.
 

@@ -33,6 +33,20 @@ def leaves(tree: Any) -> Iterator[Tensor]:
         yield tree
 
 
+def signature(tree: Any, inputs: list[Tensor]) -> Any:
+    """Return the structure of a tree of tensors, with shapes, strides and types; add the tensors to ``inputs``."""
+    if isinstance(tree, Tensor):
+        inputs.append(tree)
+        return (*tree.shape, tree.stride(), tree.dtype)
+    if isinstance(tree, dict):
+        return (*tree, *[signature(value, inputs) for value in tree.values()])
+    if isinstance(tree, tuple):
+        return (type(tree).__name__, *[signature(value, inputs) for value in tree])
+    if tree is None:
+        return None
+    raise TypeError(f"a tree holds {type(tree).__name__}")
+
+
 def cut(tree: Any, parts: int) -> Sequence[Any]:
     """Return trees (B, ...), views of the successive parts of a tree (parts * B, ...)."""
     if isinstance(tree, Tensor):

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+import test_frames
 import torch
+from test_replay import NoSync
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlcore import graphs
-from rlcore.graphs import Replayed, replayed
+from rlcore import build, config, graphs
+from rlcore.arrays import on_tensors
+from rlcore.graphs import LAYOUTS, Graphs, Replayed, replayed
 from rlcore.sources.base import Acting
+from rlcore.testing.agents import first_difference
 
 DEVICES = [
     "cpu",
@@ -21,12 +25,14 @@ DEVICES = [
 calls: list[str] = []
 
 
-def record(function: Callable[[], Any]) -> tuple[Callable[[], Any], list[Tensor]]:
-    """Do as a CUDA graph does: read and write where everything lay when it was recorded."""
+def record(function: Callable[[], Any], undo: Callable[[], None]) -> tuple[Callable[[], Any], list[Tensor]]:
+    """Do as a CUDA graph does: read and write where everything lay when it was recorded, and never wait."""
     calls.append("recorded")
     for _ in range(3):
         function()
-    results = [x.clone() for x in function()]
+        undo()
+    with NoSync():
+        results = [x.clone() for x in function()]
 
     def replay() -> None:
         for into, x in zip(results, function(), strict=True):
@@ -109,6 +115,100 @@ def test_recording_draws_nothing(device: str) -> None:
     first, again = (Replayed(noisy, 0, recorder(device)) for _ in range(2))
     for x, run in zip(expected, (first, first, again), strict=True):
         assert torch.equal(run([zero])[0], x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_functions_of_trees_are_recorded_for_every_layout(device: str) -> None:
+    """Heads that a call moves are put back after recording; what is written at their place is written once more."""
+    ring, head = torch.zeros(40, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+
+    def put(items: dict[str, Tensor], factor: float | Tensor) -> tuple[Tensor, None]:
+        at = head + torch.arange(len(items["x"]), device=device)
+        ring.index_copy_(0, at, items["x"] * factor)
+        head.add_(len(items["x"]))
+        return ring[:4].clone(), None
+
+    run = Graphs(recorder(device))
+    for i, count in enumerate([2, 2, 3, 2]):
+        items = {"x": torch.full((count,), i + 1.0, device=device)}
+        seen, nothing = run("put", put, items, 10.0, changed=lambda: [head])
+        assert nothing is None
+        assert seen.tolist() == [10, 10, 20, 20] if i else seen.tolist() == [10, 10, 0, 0]
+    assert ring[:10].tolist() == [10, 10, 20, 20, 30, 30, 30, 40, 40, 0]
+    if device == "cpu":
+        assert calls == ["recorded"] * 2
+    plain = Graphs()
+    head.zero_()
+    plain("put", put, {"x": torch.ones(2, device=device)}, 5.0)
+    assert ring[:3].tolist() == [5, 5, 20] and head.item() == 2
+
+
+def test_what_came_to_lie_elsewhere_is_recorded_anew() -> None:
+    kept = {"table": torch.zeros(3)}
+    run = Graphs(recorder("cpu"))
+
+    def look(index: Tensor) -> Tensor:
+        return kept["table"][index]
+
+    first = torch.tensor([0, 2])
+    run("look", look, first, places=lambda: [kept["table"]])
+    kept["table"].add_(1.0)
+    assert run("look", look, first, places=lambda: [kept["table"]]).tolist() == [1, 1]
+    kept["table"] = torch.tensor([5.0, 6.0, 7.0])
+    assert run("look", look, first, places=lambda: [kept["table"]]).tolist() == [5, 7]
+    assert calls == ["recorded"] * 2
+    for count in range(3, 3 + 2 * LAYOUTS):
+        index = torch.zeros(count, dtype=torch.int64)
+        assert run("look", look, index, places=lambda: [kept["table"]]).tolist() == [5] * count
+    assert len(calls) == 1 + LAYOUTS, "functions are recorded for so many layouts only"
+
+
+def test_rings_of_frames_that_grew_are_read_where_they_lie_now() -> None:
+    with on_tensors():
+        envs, run = test_frames.Stacks(2, 4, 0, 0.4), Graphs(recorder("cpu"))
+        plain, once = test_frames.buffers(envs, 4, 400)
+        rows = once.frame_rows
+        for steps in (20, 20, 300):
+            test_frames.add(envs, steps, plain, once)
+            index = plain.draw(30, torch.Generator().manual_seed(steps))
+            seen = run("gather", lambda at: once.gather(at, 0.9, 2), index, places=once.places)
+            assert first_difference(plain.gather(index, 0.9, 2), seen) is None
+        assert once.frame_rows > rows and len(calls) > 1
+
+
+SOURCES: dict[str, dict[str, Any]] = {  # what is recorded: put, gather, choose, update, prepare
+    "dqn-native": {},
+    "dqn-n-step": {},
+    "dqn-frames": {},
+    "rainbow": {},
+    "r2d2": {"source.prioritized": True},
+    "sac-pendulum": {},
+    "dqn-hindsight": {},
+    "ppo-native": {},
+    "ppo-memory": {},
+    "pqn": {},
+    "dqn-rollout": {},
+}
+
+
+@pytest.mark.parametrize("case", sorted(SOURCES))
+def test_a_source_by_recorded_graphs_is_that_without(case: str) -> None:
+    """What is stored, drawn, made targets of, learnt and logged are the same numbers, and nothing of it waits."""
+    from test_compiling import CASES
+
+    with on_tensors():  # as on a GPU
+        states = []
+        for graphed in (False, True):
+            recipe, overrides = CASES[case]
+            settings = config.override(config.read(recipe), {**overrides, **SOURCES[case], "compile": "off"})
+            trainer = build.trainer(config.validate(settings))
+            calls.clear()
+            if graphed:
+                cast(Acting, trainer.source).graphs.record = record
+            _run(trainer, 6)
+            states.append({"agent": trainer.agent.state_dict(), **trainer.state_dict(), "train_seconds": 0})
+    assert first_difference(*states) is None
+    assert calls, "nothing was recorded"
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -14,6 +14,7 @@ from rlcore.actor import Acted, Actor
 from rlcore.agent import Agent
 from rlcore.clock import Clock
 from rlcore.config import Reward
+from rlcore.graphs import Graphs, record
 from rlcore.meter import Meter
 from rlcore.normalize import RewardScale
 from rlcore.seeding import generator
@@ -87,7 +88,14 @@ class Acting(Source):
         self.actor = Actor(env, seed)
         self.num_envs = distributed.total(env.num_envs)  # of all ranks
         self.reward = reward
+        self.graphs = Graphs()
         self.scale = RewardScale(env.num_envs).to(env.device)
+
+    def compile(self) -> None:
+        """Compile acting; on CUDA let what else is done with tensors be graphs."""
+        self.actor.compiled = True
+        if self.env.device.type == "cuda":
+            self.graphs.record = record
 
     def act(self, agent: Agent, clock: Clock, steps: int, random_until: int = 0) -> Acted:
         """Act so many times in every environment and count the frames; return it all, (T, N, ...).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,15 +122,24 @@ class Replay(Acting):
         """Choose, assemble and relabel that many batches: pairs of data and slots."""
         count, weight = self.batch_size * batches, None
         if self.prioritized:
-            index, weight = self.prioritized.draw(count, self.rng, self.beta)
+            numbers = self.prioritized.numbers(count, self.rng)
+            index, weight = self.graphs(
+                "choose", self.prioritized.choose, numbers, self.beta, changed=self.prioritized.sums
+            )
         else:
             index = self.buffer.draw(count, self.rng, max(1, self.sequence))
+        data = self.graphs(("gather", id(agent)), partial(self._gather, agent), index, places=self.buffer.places)
+        data = self._scaled(data._replace(weight=weight))
         if self.sequence:
-            return [(self._scaled(self.buffer.sequences(index, self.sequence)._replace(weight=weight)), index)]
-        data = self._scaled(self.buffer.gather(index, agent.gamma, agent.n_step)._replace(weight=weight))
+            return [(data, index)]
         if self.hindsight:
             data = self.hindsight.relabel(data, index, agent.gamma, self.rng)
         return split(data, index, batches)
+
+    def _gather(self, agent: Agent, index: Tensor) -> Any:
+        if self.sequence:
+            return self.buffer.sequences(index, self.sequence)
+        return self.buffer.gather(index, agent.gamma, agent.n_step)
 
     def _scaled(self, data: Any) -> Any:
         return data._replace(reward=self.scale(data.reward)) if self.reward == "normalize" else data
@@ -144,15 +154,23 @@ class Replay(Acting):
             return
         if out.priority is None:
             raise UserError("source.prioritized: got true, expected false: the agent's loss gives no priorities")
-        self.prioritized.update(batch.index, out.priority)
+        self.graphs("update", self.prioritized.update, batch.index, out.priority, changed=self.prioritized.sums)
 
     def _store(self, acted: Acted) -> None:
-        fields, step = self._fields(acted), acted.step
-        if self.env.always_valid and not self.prioritized and not self.hindsight:
+        fields = self._fields(acted)
+        if not self.env.always_valid:
+            self._put(fields, acted.step.valid)
+        elif self.config.frame_stack or self.hindsight:  # which now and then look at what is stored, and wait for it
+            self._put(fields)
+        else:
+            self.graphs("put", self._put, fields, changed=self.buffer.heads)
+
+    def _put(self, fields: dict[str, Any], valid: Tensor | None = None) -> None:
+        if valid is None and not self.prioritized and not self.hindsight:
             return self.buffer.extend(fields)
-        for t in range(len(step.reward)):
+        for t in range(len(fields["reward"])):
             row = tmap(lambda x, t=t: x[t], fields)
-            slot = self.buffer.add(row, None if self.env.always_valid else step.valid[t])
+            slot = self.buffer.add(row, None if valid is None else valid[t])
             if self.prioritized:
                 self.prioritized.add(slot)
             if self.hindsight:

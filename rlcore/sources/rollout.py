@@ -43,7 +43,14 @@ class Rollout(Acting):
         """Act for the horizon; return what happened, (T, N, ...), and the items made of it."""
         rollout = _rollout(self.act(agent, clock, self.config.horizon))
         with torch.no_grad():
-            return rollout, agent.prepare(rollout)
+            data = self.graphs(
+                ("prepare", id(agent)),
+                agent.prepare,
+                rollout,
+                places=lambda: [*agent.parameters()],
+                changed=lambda: [*agent.buffers()],
+            )
+        return rollout, data
 
     def learn(self, agent: Agent, rollout: RolloutData, data: Any) -> Iterator[Batch]:
         """Yield every epoch's minibatches of a rollout's items."""
