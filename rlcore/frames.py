@@ -16,6 +16,8 @@ How much is needed lies on the device: `FrameBuffer.add` looks at it, and waits,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +60,7 @@ class FrameBuffer(ReplayBuffer):
         self._newest_frame = torch.full((num_envs,), stack - 1, device=device)  # (N,) position, of the next obs
         self._envs = torch.arange(num_envs, device=device)  # (N,)
         super().__init__(capacity, num_envs, example | {"obs": self._newest_frame, "next_obs": ()}, device)
+        self._position = super()._reader("obs")
         self.stack = stack
         self._stack = torch.arange(1 - stack, 1, device=device)  # (k,) positions from the newest frame's
         self._fresh = torch.ones(num_envs, dtype=torch.bool, device=device)  # (N,) the next obs starts an episode
@@ -114,11 +117,13 @@ class FrameBuffer(ReplayBuffer):
         self._newest_frame += self.stack * ~self._fresh  # from behind the running episode's last frame on
         self._fresh.fill_(True)
 
-    def _items(self, name: str, records: Any, at: Any) -> Any:
-        """Return a field's tree of the slots ``at``; observations are assembled from frames."""
-        if name not in ("obs", "next_obs"):
-            return super()._items(name, records, at)
-        newest = super()._items("obs", records, at) + (name == "next_obs")  # as at
+    def _reader(self, name: str) -> Callable[[Any, Any], Any]:
+        """Return what makes a field's tree of records and slots; observations are assembled from frames."""
+        return partial(self._seen, name == "next_obs") if name in ("obs", "next_obs") else super()._reader(name)
+
+    def _seen(self, ahead: bool, records: Any, at: Any) -> Any:
+        """Return the stacks that the records' positions, or those one ``ahead``, are the newest frames of."""
+        newest = self._position(records, at) + ahead  # as at
         stacks = self._stacks(newest.flatten(), tensor(at % self.num_envs).flatten())
         return stacks if at.ndim == 1 else tmap(lambda x: x.view(*at.shape, *x.shape[1:]), stacks)
 
@@ -145,7 +150,7 @@ class FrameBuffer(ReplayBuffer):
         """Refuse what is no stack, make room where it gets short, and choose when to look again. Waits."""
         stored = minimum(self._head, self._limit)  # (N,)
         ends = (self._newest, self._slot(self._head - stored, self._env))
-        newest, oldest = (super(FrameBuffer, self)._items("obs", self._records.take(at), at) for at in ends)
+        newest, oldest = (self._position(self._records.take(at), at) for at in ends)
         size = tensor(stored)
         extra = torch.where(size > 0, newest - oldest - size + 1, 0)  # (N,) k frames per episode but the first
         if bool(self._wrong):

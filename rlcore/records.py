@@ -8,6 +8,8 @@ records; elsewhere torch does, on the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,13 @@ class Records:
             numbers.narrow(-1, first, torch.Size(shape).numel()).unflatten(-1, shape) if shape else numbers[..., first]
         )
 
+    def reader(self, name: str) -> Callable[[Any, Any], Tensor]:
+        """Return what does as `items`, of records and, which it leaves alone, their slots."""
+        return partial(_view if isinstance(self._whole, np.ndarray) else self._part, name)
+
+    def _part(self, name: str, records: Any, slots: Any) -> Tensor:
+        return self.column(records, name)
+
     def items(self, records: Any, name: str) -> Tensor:
         """Return what `column` does as a tensor."""
         return torch.from_numpy(records[name]) if isinstance(records, np.ndarray) else self.column(records, name)
@@ -96,6 +105,10 @@ class Records:
             column.index_copy_(0, slot, items)
 
 
+def _view(name: str, records: Any, slots: Any) -> Tensor:
+    return torch.from_numpy(records[name])
+
+
 def pick(x: Any, index: Any) -> Any:
     """Return the items of an array at ``index`` (B,)."""
     return x.take(index, axis=0) if isinstance(x, np.ndarray) else x.index_select(0, index)
@@ -111,22 +124,18 @@ def minimum(x: Any, y: Any) -> Any:
     return np.minimum(x, y) if isinstance(x, np.ndarray) else torch.minimum(x, y)
 
 
-def unless(flag: Any, x: Any) -> Any:
-    """Return ``x``, an array (B,) or one number, where not ``flag`` (B,), and else 0: float32."""
-    return (
-        np.where(flag, ZERO, np.asarray(x, np.float32)) if isinstance(flag, np.ndarray) else torch.where(flag, 0.0, x)
-    )
+def unless(flag: Any, x: Any) -> Tensor:
+    """Return ``x``, an array (B,) or one number, where not ``flag`` (B,), and else 0: a tensor in float32."""
+    if isinstance(flag, np.ndarray):
+        return torch.from_numpy(np.where(flag, ZERO, np.asarray(x, np.float32)))
+    return torch.where(flag, 0.0, x)
 
 
-def first(x: Any, most: int) -> Any:
-    """Return an array's first number, at most ``most``: on a CPU Python's own, which costs a tenth."""
-    return min(x.item(0), most) if isinstance(x, np.ndarray) else x[:1].clamp(max=most)
-
-
-def below(size: Any, count: int, generator: torch.Generator) -> Tensor:
-    """Return (count,) int64 drawn uniformly from 0, ..., size - 1; ``size`` is what `first` returns."""
-    if isinstance(size, int):
-        return torch.randint(size, (count,), generator=generator)
+def among(heads: Any, rows: int, num_envs: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return slots (count,) int64 drawn uniformly from the rows written, of ``rows``, as the first head tells."""
+    if isinstance(heads, np.ndarray):
+        return torch.randint(min(heads.item(0), rows) * num_envs, (count,), generator=generator)
+    size = heads[:1].clamp(max=rows) * num_envs
     return (torch.rand(count, dtype=torch.float64, device=size.device, generator=generator) * size).long()
 
 

@@ -18,6 +18,8 @@ apart: another way of choosing (`rlcore.prioritized`) brings its own index and n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from rlcore.arrays import array, tensor, whole
 from rlcore.errors import UserError
-from rlcore.records import Records, below, find, first, fits, minimum, pick, unless, where
+from rlcore.records import Records, among, find, fits, minimum, pick, unless, where
 from rlcore.tree import cut, leaves, tmap
 from rlcore.types import Rollout, Transition
 
@@ -88,6 +90,7 @@ class ReplayBuffer:
                 f"replay: {slots - 1} transitions need {memory}, more than there is; lower capacity"
             ) from error
         self._layout = layout(example)
+        self._read = {name: self._reader(name) for name in self._fields}
 
     def add(self, step: dict[str, Any], valid: Tensor | None = None) -> Tensor:
         """Store one step of the N environments in place, over the oldest where a ring is full.
@@ -198,8 +201,8 @@ class ReplayBuffer:
             UserError: nothing was ever stored.
         """
         self.check_stored()
-        if self._even and length == 1 and self.capacity % self.num_envs == 0:  # all stored slots are 0, 1, ...
-            return below(first(self._head, self.rows) * self.num_envs, count, generator)
+        if self._even and length == 1 and self.slots == self.capacity:  # all stored slots are 0, 1, ...
+            return among(self._head, self.rows, self.num_envs, count, generator)
         uniform = array(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator))
         size = minimum(self._head, self._limit)  # (N,)
         starts = size if length == 1 else minimum((size - (length - 1)).clip(1), size)  # (N,)
@@ -222,24 +225,25 @@ class ReplayBuffer:
         Extras are those of step t, but those named ``next_...`` belong to the successor and are those of step
         t+n-1. Every tensor is a copy: later writes and samples never change a batch.
         """
-        at = array(index)
+        at, read = array(index), self._read
         if n_step == 1:
             start = final = self._records.take(at)
-            last, reward, power = at, self._items("reward", start, at), gamma
+            last, reward, power = at, read["reward"](start, at), gamma
         else:
             start, last, reward, power = self._look_ahead(at, gamma, n_step)
             final = self._records.take(last)
         return Transition(  # in their order, which costs a microsecond less than by name
-            self._items("obs", start, at),
-            self._items("action", start, at),
+            read["obs"](start, at),
+            read["action"](start, at),
             reward,
-            tensor(unless(self._column("terminated", final), power)),
-            self._items("next_obs", final, last),
-            {
-                name: self._items(name, *((final, last) if name.startswith("next_") else (start, at)))
-                for name in self._extras
-            },
+            unless(self._column("terminated", final), power),
+            read["next_obs"](final, last),
+            self._more((start, at), (final, last)) if self._extras else {},
         )
+
+    def _more(self, now: tuple[Any, Any], then: tuple[Any, Any]) -> dict[str, Any]:
+        """Return the extras, of records and slots of the first step and of the last."""
+        return {name: self._read[name](*(then if name.startswith("next_") else now)) for name in self._extras}
 
     def sequences(self, index: Tensor, length: int) -> Rollout:
         """Return the ``length`` steps from each of ``index`` (B,) on, time-major: fields (L, B, ...).
@@ -254,23 +258,26 @@ class ReplayBuffer:
         slot = (at + minimum(ahead, left) * self.num_envs) % self.slots  # (L, B)
         records = self._records.take(slot)
         return Rollout(
-            **{name: self._items(name, records, slot) for name in FIELDS},
+            **{name: self._read[name](records, slot) for name in FIELDS},
             valid=tensor(ahead <= left),
             act={},
-            extras={name: self._items(name, records, slot) for name in self._extras},
-            state=self._items("state", records[0], at) if "state" in self._fields else (),
+            extras={name: self._read[name](records, slot) for name in self._extras},
+            state=self._read["state"](records[0], at) if "state" in self._fields else (),
         )
 
     def select(self, name: str, index: Tensor) -> Any:
         """Return a field's tree (B, ...) at the slots ``index`` (B,): copies."""
         at = array(index)
-        return self._items(name, self._records.take(at), at)
+        return self._read[name](self._records.take(at), at)
 
-    def _items(self, name: str, records: Any, at: Any) -> Any:
-        """Return a field's tree of the slots ``at``, whose records are at hand."""
+    def _reader(self, name: str) -> Callable[[Any, Any], Any]:
+        """Return what makes a field's tree of records and of their slots."""
         field = self._fields[name]
-        if isinstance(field, str) and field not in self._large:  # for speed: what follows does it as well
-            return self._records.items(records, field)
+        if isinstance(field, str) and field not in self._large:  # for speed: else `_items` would do as well
+            return self._records.reader(field)
+        return partial(self._items, field)
+
+    def _items(self, field: Any, records: Any, at: Any) -> Any:
         return tmap(lambda key: self._far(key, at) if key in self._large else self._records.items(records, key), field)
 
     def _far(self, key: str, at: Any) -> Tensor:

@@ -15,7 +15,7 @@ from test_replay import Environments, example, fields, generator
 from rlcore import prioritized, records, replay
 from rlcore.frames import FrameBuffer
 from rlcore.prioritized import Masses, Prioritized
-from rlcore.records import NUMBERS, SMALL, Records, below, fits
+from rlcore.records import NUMBERS, SMALL, Records, among, fits
 from rlcore.replay import ReplayBuffer
 from rlcore.testing.agents import first_difference
 
@@ -112,7 +112,7 @@ def test_other_devices_code_does_the_same(
             return story(once, stacks, length, 20)
         return story(ReplayBuffer(capacity, 4, example(4)), Environments(4, 5, 0.2, fake), length, 20)
 
-    monkeypatch.setattr(replay, "below", lambda size, *more: below(torch.as_tensor(size).reshape(1), *more))
+    monkeypatch.setattr(replay, "among", lambda heads, *more: among(torch.as_tensor(heads), *more))
     here = told()
     for module in MODULES:
         monkeypatch.setattr(module, "array", lambda x: x)
@@ -163,12 +163,13 @@ def test_every_depth_of_the_tree_of_masses(n: int, monkeypatch: pytest.MonkeyPat
         assert top.sum() == plain.sum()
 
 
-@pytest.mark.parametrize("size", [1, 6, 1000])
-def test_what_is_drawn_is_uniform_given_a_number_or_a_tensor(size: int) -> None:
+@pytest.mark.parametrize(("head", "rows", "envs"), [(1, 4, 1), (3, 3, 2), (7, 2, 3), (250, 300, 4)])
+def test_what_is_drawn_is_uniform_given_an_array_or_a_tensor(head: int, rows: int, envs: int) -> None:
     from scipy.stats import chisquare
 
-    for given_as in (size, torch.tensor([size])):
-        drawn = below(given_as, 50 * size, generator(1))
+    size = min(head, rows) * envs
+    for heads in (np.full(envs, head), torch.full((envs,), head)):
+        drawn = among(heads, rows, envs, 50 * size, generator(1))
         assert drawn.dtype == torch.int64
         assert 0 <= int(drawn.min()) <= int(drawn.max()) < size
         assert size == 1 or chisquare(torch.bincount(drawn, minlength=size).numpy()).pvalue > 1e-3
