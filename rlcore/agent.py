@@ -155,6 +155,7 @@ class Agent(nn.Module, ABC):
 
         An item is a step, time-major (T*N, ...), or a sequence of steps (M, L, ...). Fake steps of NEXT_STEP
         environments are left out of the former; of the latter the loss leaves them out, by ``rollout.valid``.
+        Like `act` and `loss` it waits for no value, reads its own tensors and the rollout, and changes nothing.
         """
         raise UserError(f"agent {type(self).__name__} does not learn from rollouts; expected source.name: replay")
 

@@ -212,7 +212,7 @@ def step(group: Group, flat: Tensor, grad: Tensor, lr: Tensor, moments: list[dic
     from rlcore.optim import make_optimizer
 
     segments: Any = flat.detach().split(group.sizes)
-    optimizer = make_optimizer(segments, group.decayed, group.config, fused=False)
+    optimizer = make_optimizer(segments, group.decayed, group.config, fused=False, captured=True)
     parts = zip(optimizer.param_groups, segments, grad.split(group.sizes), group.factors, moments, strict=True)
     counts: list[tuple[Tensor, Tensor]] = []
     for settings, segment, gradient, factor, state in parts:

@@ -16,7 +16,6 @@ How much is needed lies on the device: `FrameBuffer.add` looks at it, and waits,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from rlcore.arrays import tensor
 from rlcore.errors import UserError
 from rlcore.records import minimum
-from rlcore.replay import ReplayBuffer, layout
+from rlcore.replay import Reader, ReplayBuffer, layout
 from rlcore.tree import leaves, tmap
 
 RARELY = 256  # steps between two looks at what lies on the device, at most
@@ -117,13 +116,13 @@ class FrameBuffer(ReplayBuffer):
         self._newest_frame += self.stack * ~self._fresh  # from behind the running episode's last frame on
         self._fresh.fill_(True)
 
-    def _reader(self, name: str) -> Callable[[Any, Any], Any]:
-        """Return what makes a field's tree of records and slots; observations are assembled from frames."""
-        return partial(self._seen, name == "next_obs") if name in ("obs", "next_obs") else super()._reader(name)
+    def _reader(self, name: str) -> Reader:
+        """Return what makes a field's tree of a buffer's records and slots; observations are assembled from frames."""
+        return partial(_seen, name == "next_obs") if name in ("obs", "next_obs") else super()._reader(name)
 
     def _seen(self, ahead: bool, records: Any, at: Any) -> Any:
         """Return the stacks that the records' positions, or those one ``ahead``, are the newest frames of."""
-        newest = self._position(records, at) + ahead  # as at
+        newest = self._position(self, records, at) + ahead  # as at
         stacks = self._stacks(newest.flatten(), tensor(at % self.num_envs).flatten())
         return stacks if at.ndim == 1 else tmap(lambda x: x.view(*at.shape, *x.shape[1:]), stacks)
 
@@ -150,7 +149,7 @@ class FrameBuffer(ReplayBuffer):
         """Refuse what is no stack, make room where it gets short, and choose when to look again. Waits."""
         stored = minimum(self._head, self._limit)  # (N,)
         ends = (self._newest, self._slot(self._head - stored, self._env))
-        newest, oldest = (self._position(self._records.take(at), at) for at in ends)
+        newest, oldest = (self._position(self, self._records.take(at), at) for at in ends)
         size = tensor(stored)
         extra = torch.where(size > 0, newest - oldest - size + 1, 0)  # (N,) k frames per episode but the first
         if bool(self._wrong):
@@ -223,6 +222,10 @@ class FrameBuffer(ReplayBuffer):
         self._fresh.copy_(state["fresh"])
         self._wrong.copy_(state["wrong"])
         tmap(lambda into, x: into[: len(x)].copy_(x), self._frames, state["frames"])
+
+
+def _seen(ahead: bool, buffer: FrameBuffer, records: Any, at: Any) -> Any:
+    return buffer._seen(ahead, records, at)
 
 
 def _differ(x: Tensor, y: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ OPTIMIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {  # by name: torch's class
     "adagrad": (torch.optim.Adagrad, ("eps",)),
 }
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-CAPTURABLE = (torch.optim.RMSprop, torch.optim.RAdam)  # the others, which a graph wants without numbers and branches
+CAPTURABLE = (torch.optim.RMSprop, torch.optim.RAdam)  # the others; a graph of theirs needs their counts as tensors
 
 
 def flatten_parameters(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
@@ -63,11 +63,17 @@ def flatten_parameters(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
 
 
 def make_optimizer(
-    segments: Sequence[Tensor], decay: Sequence[bool], config: OptimConfig, fused: bool = True
+    segments: Sequence[Tensor], decay: Sequence[bool], config: OptimConfig, fused: bool = True, captured: bool = False
 ) -> torch.optim.Optimizer:
     """Build the named torch optimiser over flat segments, with weight decay on those that ``decay`` tells.
 
-    ``fused``: with one kernel where torch has one, else of single operations.
+    Args:
+        segments: to step.
+        decay: of each, whether it decays.
+        config: settings.
+        fused: with one kernel where torch has one, else of single operations.
+        captured: so that its steps can be graphs, with what it keeps on the segments' device; steps of RAdam that are
+            none of a graph are then less precise.
     """
     cls, options = OPTIMIZERS[config.name]
     keywords = {name: getattr(config, name) for name in options}
@@ -76,7 +82,7 @@ def make_optimizer(
     elif cls in FUSED and segments[0].device.type in ("cpu", "cuda"):
         keywords["fused"] = True
     if cls in CAPTURABLE:
-        keywords["capturable"] = not fused or segments[0].device.type == "cuda"
+        keywords["capturable"] = captured
     groups = [
         {"params": [segment], "weight_decay": config.weight_decay if decayed else 0.0}
         for segment, decayed in zip(segments, decay, strict=True)
@@ -91,7 +97,7 @@ class Group:
     there is one segment where nothing differs.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, compiled: bool = False) -> None:
         self.config = config
         factor = factors(list(parameters), config.scale, config.layer_decay)
         shrinks = bool(config.weight_decay or config.l1 or config.l2)
@@ -105,7 +111,8 @@ class Group:
         self.segments = _segments(self.flat, self.sizes)
         self.decayed = [decayed for decayed, _ in parts]
         self.factors = [factor for _, factor in parts]
-        self.optimizer = make_optimizer(self.segments, self.decayed, config)
+        captured = compiled and self.whole and self.flat.device.type == "cuda"
+        self.optimizer = make_optimizer(self.segments, self.decayed, config, captured=captured)
         # torch wraps step in profiling and hooks, which cost as much again as a small fused step itself.
         self._step = inspect.unwrap(type(self.optimizer).step).__get__(self.optimizer)
         self.count: Tensor | int = 0  # items whose gradients are summed in flat.grad
@@ -242,7 +249,7 @@ class Optim:
             if name not in groups:
                 raise UserError(f"optim.groups.{name} is not a parameter group of the agent{nearest(name, groups)}")
         configs = {name: _for_group(config, name) for name in groups}
-        self.groups = {name: Group(named, configs[name]) for name, named in learning(groups, configs).items()}
+        self.groups = {name: Group(named, configs[name], compiled) for name, named in learning(groups, configs).items()}
         self.compiler = Compiler(agent) if compiled else None
 
     def lr(self, group: str, clock: Clock) -> float:

@@ -46,12 +46,12 @@ class Masses:
     def set(self, index: Tensor, mass: Tensor) -> None:
         """Give the slots ``index`` (B,) the masses (B,) float64; of several for one slot the largest counts."""
         at, leaves = array(index), self._flat[0]
-        leaves[at] = 0.0
-        # Unlike a copy it does not depend on the order of duplicates.
+        # Unlike a copy the largest does not depend on the order of duplicates.
         if isinstance(leaves, np.ndarray):
+            leaves[at] = 0.0
             np.maximum.at(leaves, at, array(mass))
-        else:
-            leaves.scatter_reduce_(0, at, mass, "amax")
+        else:  # a number assigned to what an index names would be copied to the device, for which no graph can wait
+            leaves.index_fill_(0, at, 0.0).scatter_reduce_(0, at, mass, "amax")
         for level, above in zip(self._levels, self._flat[1:], strict=True):
             at = at // BLOCK
             # Sums are taken anew, never adjusted by differences: rounding errors cannot build up.
@@ -183,7 +183,8 @@ def joined(x: Any, y: Any) -> Tensor:
 
 def ascending(x: Tensor) -> Tensor:
     """Return a tensor's numbers (B,) in ascending order."""
-    return tensor(np.sort(array(x))) if x.device.type == "cpu" else x.sort().values
+    numbers = array(x)
+    return tensor(np.sort(numbers)) if isinstance(numbers, np.ndarray) else numbers.sort().values
 
 
 def cumulated(x: Any) -> Any:

@@ -8,8 +8,6 @@ records; elsewhere torch does, on the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,13 +77,6 @@ class Records:
             numbers.narrow(-1, first, torch.Size(shape).numel()).unflatten(-1, shape) if shape else numbers[..., first]
         )
 
-    def reader(self, name: str) -> Callable[[Any, Any], Tensor]:
-        """Return what does as `items`, of records and, which it leaves alone, their slots."""
-        return partial(_view if isinstance(self._whole, np.ndarray) else self._part, name)
-
-    def _part(self, name: str, records: Any, slots: Any) -> Tensor:
-        return self.column(records, name)
-
     def items(self, records: Any, name: str) -> Tensor:
         """Return what `column` does as a tensor."""
         return torch.from_numpy(records[name]) if isinstance(records, np.ndarray) else self.column(records, name)
@@ -103,10 +94,6 @@ class Records:
             column[slot] = array(items)
         else:
             column.index_copy_(0, slot, items)
-
-
-def _view(name: str, records: Any, slots: Any) -> Tensor:
-    return torch.from_numpy(records[name])
 
 
 def pick(x: Any, index: Any) -> Any:

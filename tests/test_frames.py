@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import gymnasium as gym
@@ -187,6 +189,16 @@ def test_the_rings_grow_for_short_episodes_only() -> None:
         same(plain, once)
     assert rows[0] == rows[1] == rows[2] == 200 + 4 + 25
     assert 200 + 4 + 0.36 * 200 * 4 < rows[3] <= 200 + 4 + 200 * 4
+
+
+def test_buffers_are_freed_as_soon_as_nobody_holds_them() -> None:
+    """Gigabytes must not wait for the collector of cycles, which counts objects."""
+    gc.disable()
+    try:
+        held = [weakref.ref(buffer) for buffer in buffers(Stacks(2, 4, 0, 0.1), 4, 400)]
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 class Waits(TorchDispatchMode):

@@ -11,6 +11,7 @@ import torch
 from test_replay import NoSync
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlcore import build, config, graphs
 from rlcore.arrays import on_tensors
@@ -26,16 +27,18 @@ calls: list[str] = []
 
 
 def record(function: Callable[[], Any], undo: Callable[[], None]) -> tuple[Callable[[], Any], list[Tensor]]:
-    """Do as a CUDA graph does: read and write where everything lay when it was recorded, and never wait."""
+    """Do as a CUDA graph does: the same operations again, where everything lay when it was recorded; nothing waits."""
     calls.append("recorded")
     for _ in range(3):
         function()
         undo()
     with NoSync():
-        results = [x.clone() for x in function()]
+        again = make_fx(lambda: [*function()])()
+    undo()
+    results = [x.clone() for x in again()]
 
     def replay() -> None:
-        for into, x in zip(results, function(), strict=True):
+        for into, x in zip(results, again(), strict=True):
             into.copy_(x)
 
     return replay, results
@@ -143,12 +146,27 @@ def test_functions_of_trees_are_recorded_for_every_layout(device: str) -> None:
     assert ring[:3].tolist() == [5, 5, 20] and head.item() == 2
 
 
+def test_what_cannot_be_recorded_is_told_once_and_runs_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    run, total = Graphs(recorder("cpu")), torch.zeros(())
+
+    def waits(x: Tensor) -> Tensor:
+        total.add_(1.0)
+        return x * x.sum().item()
+
+    for count in (1, 2):
+        x = torch.tensor([1.0, 2.0], requires_grad=True)
+        seen = run("waits", waits, x, changed=lambda: [total])
+        assert seen.tolist() == [3.0, 6.0] and not seen.requires_grad
+        assert total.item() == count, "what failed was not undone"
+    assert capsys.readouterr().err.count("waits runs uncompiled") == 1
+
+
 def test_what_came_to_lie_elsewhere_is_recorded_anew() -> None:
     kept = {"table": torch.zeros(3)}
     run = Graphs(recorder("cpu"))
 
     def look(index: Tensor) -> Tensor:
-        return kept["table"][index]
+        return torch.stack((kept["table"][index],) * 2, 1)[:, 0]
 
     first = torch.tensor([0, 2])
     run("look", look, first, places=lambda: [kept["table"]])
@@ -159,7 +177,8 @@ def test_what_came_to_lie_elsewhere_is_recorded_anew() -> None:
     assert calls == ["recorded"] * 2
     for count in range(3, 3 + 2 * LAYOUTS):
         index = torch.zeros(count, dtype=torch.int64)
-        assert run("look", look, index, places=lambda: [kept["table"]]).tolist() == [5] * count
+        seen = run("look", look, index, places=lambda: [kept["table"]])
+        assert seen.tolist() == [5] * count and seen.is_contiguous()
     assert len(calls) == 1 + LAYOUTS, "functions are recorded for so many layouts only"
 
 

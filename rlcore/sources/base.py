@@ -92,7 +92,7 @@ class Acting(Source):
         self.scale = RewardScale(env.num_envs).to(env.device)
 
     def compile(self) -> None:
-        """Compile acting; on CUDA let what else is done with tensors be graphs."""
+        """Compile acting; on CUDA let what goes through `Graphs` be graphs."""
         self.actor.compiled = True
         if self.env.device.type == "cuda":
             self.graphs.record = record

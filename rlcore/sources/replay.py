@@ -128,7 +128,7 @@ class Replay(Acting):
             )
         else:
             index = self.buffer.draw(count, self.rng, max(1, self.sequence))
-        data = self.graphs(("gather", id(agent)), partial(self._gather, agent), index, places=self.buffer.places)
+        data = self.graphs("gather", partial(self._gather, agent), index, of=agent, places=self.buffer.places)
         data = self._scaled(data._replace(weight=weight))
         if self.sequence:
             return [(data, index)]

@@ -44,9 +44,10 @@ class Rollout(Acting):
         rollout = _rollout(self.act(agent, clock, self.config.horizon))
         with torch.no_grad():
             data = self.graphs(
-                ("prepare", id(agent)),
+                "prepare",
                 agent.prepare,
                 rollout,
+                of=agent,
                 places=lambda: [*agent.parameters()],
                 changed=lambda: [*agent.buffers()],
             )
