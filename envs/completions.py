@@ -100,8 +100,9 @@ def exact(action: Tensor, target: Tensor) -> Tensor:
 
 def graded(action: Tensor, target: Tensor, pad: int) -> Tensor:
     """Return the fraction of tokens that are right in their place, of the longer of both completions (B, L): (B,)."""
-    counted = (action != pad) | (target != pad)
-    return ((action == target) & counted).sum(1) / counted.sum(1).clamp(min=1)
+    token = (action != pad) | (target != pad)
+    length = (token.flip(1).cumsum(1) > 0).sum(1)  # of the longer one, padding that was written before an end included
+    return ((action == target) & token).sum(1) / length.clamp(min=1)
 
 
 class CompletionTask(OneStepTask):

@@ -422,11 +422,16 @@ for _ in range(kills):
             write(n)
             os.write(writer, b"%d " % n)
     os.close(writer)
-    time.sleep(moments.uniform(0.0, 5 * pace))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
-        done = max([done, *map(int, pipe.read().split())])
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        told, writes = b"", moments.randrange(5)
+        while told.count(b" ") < writes:  # however slow the disk is
+            byte = pipe.read(1)
+            assert byte, "the writer ended"
+            told += byte
+        time.sleep(moments.uniform(0.0, 2 * pace))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        done = max([done, *map(int, (told + pipe.read()).split())])
     for loaded in (checkpoint.load(folder, damaged), checkpoint.load(folder / "best")):
         n = loaded.state["frames"]
         assert n in (done, done + 1), (n, done)  # nothing that was finished is lost

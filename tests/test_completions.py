@@ -61,10 +61,19 @@ def test_a_completion_ends_at_its_first_end():
 
 
 def test_rewards_by_hand():
-    target = torch.tensor([[5, 6, EOS, PAD]]).expand(5, 4)
-    written = torch.tensor([[5, 6, EOS, PAD], [5, 7, EOS, PAD], [5, 6, 7, EOS], [EOS, PAD, PAD, PAD], [6, 5, EOS, PAD]])
-    assert exact(written, target).tolist() == [1, 0, 0, 0, 0]
-    torch.testing.assert_close(graded(written, target, PAD), torch.tensor([1, 2 / 3, 2 / 4, 0, 1 / 3]))
+    target = torch.tensor([[5, 6, EOS, PAD, PAD]]).expand(6, 5)
+    written = torch.tensor(
+        [
+            [5, 6, EOS, PAD, PAD],
+            [5, 7, EOS, PAD, PAD],
+            [5, 6, 7, EOS, PAD],
+            [EOS, PAD, PAD, PAD, PAD],
+            [6, 5, EOS, PAD, PAD],
+            [5, PAD, PAD, PAD, EOS],
+        ]
+    )
+    assert exact(written, target).tolist() == [1, 0, 0, 0, 0, 0]
+    torch.testing.assert_close(graded(written, target, PAD), torch.tensor([1, 2 / 3, 2 / 4, 0, 1 / 3, 1 / 5]))
 
 
 @settings(max_examples=100, deadline=None)
