@@ -118,9 +118,11 @@ class FrameBuffer(ReplayBuffer):
 
     def _reader(self, name: str) -> Reader:
         """Return what makes a field's tree of a buffer's records and slots; observations are assembled from frames."""
-        return partial(_seen, name == "next_obs") if name in ("obs", "next_obs") else super()._reader(name)
+        if name not in ("obs", "next_obs"):
+            return super()._reader(name)
+        return partial(FrameBuffer._seen, ahead=name == "next_obs")
 
-    def _seen(self, ahead: bool, records: Any, at: Any) -> Any:
+    def _seen(self, records: Any, at: Any, ahead: bool) -> Any:
         """Return the stacks that the records' positions, or those one ``ahead``, are the newest frames of."""
         newest = self._position(self, records, at) + ahead  # as at
         stacks = self._stacks(newest.flatten(), tensor(at % self.num_envs).flatten())
@@ -222,10 +224,6 @@ class FrameBuffer(ReplayBuffer):
         self._fresh.copy_(state["fresh"])
         self._wrong.copy_(state["wrong"])
         tmap(lambda into, x: into[: len(x)].copy_(x), self._frames, state["frames"])
-
-
-def _seen(ahead: bool, buffer: FrameBuffer, records: Any, at: Any) -> Any:
-    return buffer._seen(ahead, records, at)
 
 
 def _differ(x: Tensor, y: Tensor) -> Tensor:
