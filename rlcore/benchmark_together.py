@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlcore import api, build, together
+from rlcore import api, build, plain_yaml, together
 from rlcore import config as configs
 from rlcore.command import positive
 from rlcore.stacked import Stack
@@ -36,7 +36,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print."""
-    settings = configs.override({}, dict(item.split("=", 1) for item in options.set))
+    given = (item.partition("=") for item in options.set)
+    settings = configs.override({}, {name: plain_yaml.parse(text, name) for name, _, text in given})
     result = updates(options.recipe, settings, options.seeds, options.updates, options.pairs)
     if options.frames:
         result |= study(options.recipe, settings, options.seeds, options.frames)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from rlcore import compiled_graph, graphs
 from rlcore.agent import Agent
 from rlcore.batched import traced, vmapped
+from rlcore.denormals import flushed
 from rlcore.errors import UserError
 from rlcore.meter import Table
 from rlcore.stacked_rows import Rows
@@ -73,6 +74,7 @@ class Stack:
         self._graphs: dict[Any, Any] = {}  # by phase and shapes: the loss's form, and what computes it
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
+    @flushed
     def update(self, batches: Sequence[Batch]) -> list[Loss]:
         """Learn from a batch each, as `Trainer.update` does, and return the losses; the metrics are in the meters.
 

@@ -12,6 +12,7 @@ import torch
 from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
+from rlcore.denormals import flushed
 from rlcore.errors import UserError
 from rlcore.meter import Meter
 from rlcore.optim import Optim, redistributed
@@ -132,6 +133,7 @@ class Trainer:
             self._stream, self._streaming = _global_stream(), False
             _set_global_stream(outside)
 
+    @flushed
     def update(self, batch: Batch) -> Loss:
         """Learn from one batch."""
         out, stepped = self.optim.update(self.agent, batch, self.clock)
