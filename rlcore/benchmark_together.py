@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 def updates(recipe: str, settings: dict[str, Any], seeds: int, number: int, pairs: int) -> dict[str, float]:
     """Return CPU microseconds an update of one seed and of all at once on fixed batches, medians, and their ratio's."""
     single, *many = [_asking(recipe, settings, FIRST + k) for k in range(seeds + 1)]
-    stack = Stack([trainer for trainer, _ in many])
+    stack = Stack([trainer for trainer, _ in many], settings.get("compile") == "on")
     batches = [batch for _, batch in many]
     alone, joint = [], []
     for pair in range(-1, pairs):
@@ -63,7 +63,7 @@ def updates(recipe: str, settings: dict[str, Any], seeds: int, number: int, pair
 
 def _asking(recipe: str, settings: dict[str, Any], seed: int) -> tuple[Trainer, Any]:
     """Return a trainer and the first batch that it wants to learn from."""
-    raw = configs.override(configs.override(configs.read(recipe), settings), {"seed": seed, "compile": "off"})
+    raw = configs.override(configs.read(recipe), {"compile": "off", **settings, "seed": seed})
     trainer = build.trainer(configs.validate(raw))
     trainer.agent.train()
     return trainer, next(trainer.run())
@@ -79,13 +79,15 @@ def _time(update: Callable[[], object], number: int) -> float:
 def study(recipe: str, settings: dict[str, Any], seeds: int, frames: int) -> dict[str, float]:
     """Return the CPU seconds of a study, final evaluations and files included, and of its runs one after another.
 
-    Nothing ends early, and nothing is compiled. What a process does once, such as imports, is done before.
+    Nothing ends early. What a process does once, such as imports, is done before, and so is what is compiled once.
     """
-    fixed = {"budget": {"frames": frames}, "stop": {"metric": "", "threshold": None}, "compile": "off"}
-    raw = configs.override(configs.override(configs.read(recipe), settings), fixed)
+    fixed = {"budget": {"frames": frames}, "stop": {"metric": "", "threshold": None}}
+    raw = configs.override(configs.override(configs.read(recipe), {"compile": "off", **settings}), fixed)
     chosen = range(FIRST, FIRST + seeds)
     with tempfile.TemporaryDirectory() as folder:
-        api.train(raw, out=Path(folder) / "first", seed=FIRST, budget={"frames": min(frames, 2_000)})
+        brief = {"frames": min(frames, 2_000)}
+        api.train(raw, out=Path(folder) / "first", seed=FIRST, budget=brief)
+        together.train(raw, chosen, out=Path(folder) / "first-study", budget=brief)
         start = time.process_time()
         together.train(raw, chosen, out=Path(folder) / "study")
         middle = time.process_time()

@@ -14,7 +14,7 @@ import torch
 
 from rlcore import compiling
 from rlcore import config as configs
-from rlcore.speed import command, harness, parts, repays, stages, worker_steps
+from rlcore.speed import command, harness, parts, ranks, repays, seeds, stages, worker_steps
 from rlcore.speed.settings import Comparison, Contender, Size
 
 TINY = {
@@ -181,12 +181,40 @@ def test_steps_by_worker_processes_beside_one_process_and_gymnasium() -> None:
         assert row["steps_per_second"] == pytest.approx(3e6 / row["us"])
 
 
+def test_two_ranks_beside_one_process() -> None:
+    (row,) = ranks.measure(recipe="cartpole_pqn", frames=4_096)
+    assert (row["recipe"], row["frames"]) == ("cartpole_pqn", 4_096)
+    for name in ("one process", "2 ranks"):
+        assert row[f"{name}: frames/s"] > 0
+        assert 8 <= row[f"{name}: score"] <= 500
+
+
+def test_what_fails_in_a_rank_is_told() -> None:
+    with pytest.raises(SystemExit, match=r"one process: .*no_such_recipe"):
+        ranks.measure(recipe="no_such_recipe", frames=4_096)
+
+
+@pytest.mark.skipif(compiling.why_no_cpp() is not None, reason="needs a C++ compiler")
+@pytest.mark.slow
+def test_seeds_together_uncompiled_and_compiled() -> None:
+    settings = {"agent": {"network": {"kwargs": {"hidden": [8]}}}}
+    given = {"recipe": "cartpole_dqn", "settings": settings, "seeds": 2, "frames": 1_200, "updates": 5, "pairs": 3}
+    rows = seeds.measure(name="tiny", **given)
+    assert [(row["training"], row["compiled"]) for row in rows] == [("tiny", "no"), ("tiny", "yes")]
+    for row in rows:
+        assert row["study / in turn"] == pytest.approx(row["a study of 2 seeds, s"] / row["2 runs in turn, s"])
+        assert min(value for value in row.values() if isinstance(value, float)) > 0
+
+
 @pytest.mark.parametrize("size", ["quick", "standard", "full"])
 def test_tables_are_asked_for_as_their_modules_take_it(size: Size) -> None:
     jobs = [c.job for comparison in parts.comparisons(size) for c in comparison.contenders if "given" in c.job]
-    assert {job["module"].rpartition(".")[2] for job in jobs} == {"envs", "replay", "repays", "worker_steps", "stages"}
+    names = "envs", "replay", "repays", "seeds", "worker_steps", "ranks", "stages"
+    assert {job["module"].rpartition(".")[2] for job in jobs} == set(names)
     for job in jobs:
         given = job["given"]
+        if recipe := given.get("recipe"):
+            configs.validate(configs.override(configs.read(recipe), given.get("settings", {})))
         inspect.signature(importlib.import_module(job["module"]).measure).bind(**given)
         if "config" in given:
             configs.validate(configs.override(configs.read(given["config"]), given.get("overrides", {})))
@@ -208,7 +236,7 @@ def test_without_a_gpu_nothing_is_started_for_it_nor_estimated(
 
 
 def test_tables_repeat_by_themselves() -> None:
-    contender = Contender("A", "costs", {}, 1.0, repeats=1)
+    contender = Contender("A", "costs", {}, 1.0)
     table, race = (Comparison("x", "x", "X", kind, [contender], 1) for kind in ("rows", "race"))
     assert command._repeated(table, 5) == table
     assert command._repeated(race, 5).repeats == 5

@@ -25,7 +25,7 @@ def costs(size: Size) -> list[Comparison]:
         kind = "rows" if job["what"] == "rows" else "values"
         return Comparison(part, part, title, kind, [Contender("", "costs", job, seconds)], repeats, about=about)
 
-    million = 20_000 if quick else 1_000_000
+    million, frames = (20_000, 2_000) if quick else (1_000_000, 1_000_000)
     return [
         one("envs", "Steps", {**_table("envs", **brief), "cores": 0},
             "One thread, on any core (EnvPool has its own).", 90),
@@ -33,8 +33,8 @@ def costs(size: Size) -> list[Comparison]:
             "Cold memory, 256 transitions drawn.", 60),
         one("hosting", "What hosting costs", {"what": "hosting", "recipes": recipes, "pairs": 3 if quick else 9},
             "The Trainer, which also logs, against a bare loop: same network, batches and fused optimiser.", 90),
-        one("memory", "Peak memory", {"what": "memory", "transitions": million, "frames": 2_000 if quick else 100_000},
-            "How much the process's peak grows when a buffer is built and filled, after a small one was.", 25),
+        one("memory", "Peak memory", {"what": "memory", "transitions": million, "frames": frames},
+            "How much the process's peak grows when a buffer is built and filled, after a small one was.", 60),
         one("startup", "Start-up", {"what": "startup", "whole": not quick}, "Whole processes.", 30, 1 if quick else 3),
     ]  # fmt: skip
 
@@ -56,6 +56,42 @@ def compiling(size: Size) -> Comparison:
         "was. Medians of processes in turn."
     )
     return Comparison("compile", "repays", "When compiling repays itself", "rows", contenders, 1, about=about)
+
+
+def seeds_together(size: Size) -> Comparison:
+    """Return what training ten seeds in one process saves."""
+    quick = size == "quick"
+    given = {"seeds": 2 if quick else 10, "frames": by_size(size, 1_200, 10_000, 50_000)}
+    given |= {"updates": 5, "pairs": 3} if quick else {"updates": 200, "pairs": 15}
+    plain = {"agent": {"network": {"kwargs": {"layer_norm": False}}, "double": False}, "source": {"batch_size": 64}}
+    runs = {"two layers of 64, batches of 64": plain, "`cartpole_dqn`: layer norm, Double, batches of 128": {}}
+    contenders = [
+        Contender(name, "costs", _table("seeds", name=name, recipe="cartpole_dqn", settings=settings, **given), 130)
+        for name, settings in runs.items()
+    ]
+    about = (
+        f"CPU time: an update of {given['seeds']} seeds on fixed batches beside one seed's, in turn, and a study of as "
+        f"many, {given['frames']:,} frames each, final evaluations and files included, beside its runs one after "
+        "another. Start-up, imports and what compiling keeps were paid before."
+    )
+    return Comparison("seeds", "together", "Many seeds in one process", "rows", contenders, 1, about=about)
+
+
+def data_parallel(size: Size) -> Comparison:
+    """Return training by two ranks beside training by one process."""
+    frames = {"cartpole_dqn": 12_000, "cartpole_ppo": 65_536, "shakespeare": 3_600}
+    if size == "quick":
+        frames = {"cartpole_ppo": 4_096}
+    contenders = [
+        Contender(name, "costs", {**_table("ranks", recipe=name, frames=n), "cores": 0}, 40)
+        for name, n in frames.items()
+    ]
+    about = (
+        "On all cores: `torchrun --nproc-per-node 2 scripts/train.py RECIPE` beside one process. Updates of networks "
+        "this small cost less than adding up their gradients over processes: ranks pay where an update takes tens of "
+        "milliseconds."
+    )
+    return Comparison("ranks", "two", "Two ranks", "rows", contenders, 1, about=about)
 
 
 def worker_processes(size: Size) -> list[Comparison]:

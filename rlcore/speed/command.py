@@ -20,18 +20,16 @@ def add(commands: Any) -> None:
     """Add the subcommand to `benchmark.py`'s."""
     text = (
         "Ours beside every installed library (pip install 'rlcore[peers]') and the checkouts given, on this machine: "
-        "DQN, PPO, PQN and SAC, the time to solve CartPole, compiling, environments, replay, hosting, memory, "
-        "start-up, a language model, a profile. What was measured is kept, and the same command goes on. Takes over an "
-        "hour."
+        "DQN, PPO, PQN and SAC, the time to solve CartPole, compiling, many seeds, environments, worker processes, "
+        "ranks, replay, hosting, memory, start-up, a language model, a profile. What was measured is kept, and the "
+        "same command goes on. Takes two hours."
     )
     parser = commands.add_parser("speed", help="ours beside other libraries", text=text)
     parser.add_argument("--only", default="", metavar="A,B", help=f"some of {','.join(parts.PARTS)} [all]")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="everything very short: shows only that it runs")
     size.add_argument("--full", action="store_true", help="every library's published length and ten seeds: hours")
-    parser.add_argument(
-        "--repeats", type=positive, metavar="N", help="of every measurement [mostly 2; to solve: 10 of ours, 1]"
-    )
+    parser.add_argument("--repeats", type=positive, metavar="N", help="of every measurement [1 to 5; to solve: 10]")
     parser.add_argument("--cleanrl", type=Path, metavar="DIR", help="a checkout of CleanRL")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT")
     for peer in ("cleanrl", "tianshou"):
@@ -68,9 +66,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _repeated(comparison: Comparison, given: int | None) -> Comparison:
     if given and comparison.kind != "rows":  # whose repetitions are its own
-        comparison = replace(
-            comparison, repeats=given, contenders=[replace(c, repeats=None) for c in comparison.contenders]
-        )
+        comparison = replace(comparison, repeats=given)
     return comparison
 
 

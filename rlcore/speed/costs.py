@@ -78,13 +78,11 @@ def memory(job: Job) -> Values:
     flat, _, steps = _grown(lambda: _fill(ReplayBuffer(transitions, 64, _cartpole(64)), lambda _: _cartpole(64)))
     _fill(FrameBuffer(64, 8, stacks(1), stack=4), stacks)
     stacked, kept, _ = _grown(lambda: _fill(FrameBuffer(frames, 8, stacks(1), stack=4), stacks))
-    million = FrameBuffer(1_000_000, 8, stacks(1), "meta", stack=4).nbytes
     return {
         f"{transitions:,} CartPole transitions: growth of the process, MB": flat / 1e6,
         "the same / the size of the steps stored": flat / steps,
         f"{frames:,} Atari transitions, stacks of 4: growth of the process, GB": stacked / 1e9,
         "of it beside the buffer's arrays, GB": (stacked - kept) / 1e9,
-        "1,000,000 of them: arrays, and as much beside them, GB": (million + stacked - kept) / 1e9,
     }
 
 

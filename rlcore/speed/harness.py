@@ -66,13 +66,8 @@ class Bench:
 
     def results(self, comparison: Comparison, contender: Contender) -> dict[int, dict[str, Any]]:
         """Return a contender's results by repetition."""
-        found = {i: self.kept(comparison, contender, i) for i in range(repeats(comparison, contender))}
+        found = {i: self.kept(comparison, contender, i) for i in range(comparison.repeats)}
         return {i: result for i, result in found.items() if result}
-
-
-def repeats(comparison: Comparison, contender: Contender) -> int:
-    """Return how often a contender is measured."""
-    return comparison.repeats if contender.repeats is None else contender.repeats
 
 
 def run(bench: Bench, comparisons: Sequence[Comparison]) -> None:
@@ -84,9 +79,9 @@ def run(bench: Bench, comparisons: Sequence[Comparison]) -> None:
     todo = [
         (comparison, contender, repeat)
         for comparison in comparisons
-        for repeat in range(max(repeats(comparison, c) for c in comparison.contenders))
+        for repeat in range(comparison.repeats)
         for contender in comparison.contenders
-        if repeat < repeats(comparison, contender) and not bench.kept(comparison, contender, repeat)
+        if not bench.kept(comparison, contender, repeat)
     ]
     out: set[Path] = set()  # what could not be measured this time
     left = sum(_about(bench, comparison, contender) for comparison, contender, _ in todo)

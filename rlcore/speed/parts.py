@@ -7,7 +7,7 @@ trains as long as each library's published settings do.
 from __future__ import annotations
 
 from rlcore.speed.accelerator import accelerated
-from rlcore.speed.alone import compiling, costs, profiles, worker_processes
+from rlcore.speed.alone import compiling, costs, data_parallel, profiles, seeds_together, worker_processes
 from rlcore.speed.language import language_models
 from rlcore.speed.races import dqn, on_policy, sac, solve
 from rlcore.speed.settings import Comparison, Size
@@ -20,8 +20,10 @@ PARTS = (
     "pqn",
     "sac",
     "compile",
+    "seeds",
     "envs",
     "workers",
+    "ranks",
     "replay",
     "hosting",
     "memory",
@@ -42,8 +44,10 @@ def comparisons(size: Size) -> list[Comparison]:
         *on_policy(size),
         sac(size),
         compiling(size),
+        seeds_together(size),
         envs,
         *worker_processes(size),
+        data_parallel(size),
         *others,
         *language_models(size),
         *accelerated(size),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlcore import config as configs
 from rlcore.speed.contenders import COMPILED, EAGER, by_size, cleanrl, mine, peer, sb3
 from rlcore.speed.peer import GOAL
@@ -37,10 +39,10 @@ def dqn(size: Size) -> list[Comparison]:
         mine("ours, eager", ZOO, some, 60),
         sb3("DQN", ZOO_DQN, some, 95),
     ]
-    ours = ["ours, eager", "ours, compiled"]
+    ours, n = ["ours, eager", "ours, compiled"], by_size(size, 2, 5, 5)
     return [
-        Comparison("dqn", "zoo", "DQN at the zoo's CartPole settings", "race", at_zoo, ours=ours, about=_ZOO_ABOUT),
-        Comparison("dqn", "cleanrl", "DQN at CleanRL's settings", "race", at_clean, ours=ours, about=_CLEAN_ABOUT),
+        Comparison("dqn", "zoo", "DQN at the zoo's CartPole settings", "race", at_zoo, n, ours=ours, about=_ZOO_ABOUT),
+        Comparison("dqn", "cleanrl", "DQN at CleanRL's settings", "race", at_clean, n, ours=ours, about=_CLEAN_ABOUT),
         Comparison(
             "dqn_long", "zoo_long", "DQN at the zoo's settings, a long run with its compile time", "race",
             at_length, repeats=1, ours=["ours, compiled"],
@@ -65,7 +67,7 @@ _CLEAN_ABOUT = (
 
 def solve(size: Size) -> Comparison:
     """Return the time to solve CartPole."""
-    seeds, theirs = {"quick": (1, 1), "standard": (10, 1), "full": (10, 10)}[size]
+    seeds = by_size(size, 1, 10, 10)
     budget = by_size(size, 3_000, 500_000, 500_000)
 
     def recipe(name: str) -> Contender:
@@ -74,18 +76,14 @@ def solve(size: Size) -> Comparison:
 
     fast = sorted(path.stem for path in configs.recipes().glob("cartpole_fast_*.yaml"))
     ours = [recipe(name) for name in (*fast, "cartpole_dqn", "cartpole_pqn")]
-    theirs_at = [
+    theirs = [
         sb3("DQN", ZOO_DQN, min(50_000, budget), 70),
         sb3("PPO", ZOO_PPO, min(100_000, budget), 50, num_envs=8),
         peer("Tianshou DQN", "tianshou", ZOO_SHORT, min(50_000, budget), 70),
         cleanrl("pqn.py", budget, 16 / 512, 90),
         *([cleanrl("dqn.py", budget, 0.1, 180)] if size == "full" else []),
     ]
-    contenders = [
-        Contender(c.name, c.module, {**c.job, "every": EVERY}, c.about, n, c.needs)
-        for group, n in ((ours, seeds), (theirs_at, theirs))
-        for c in group
-    ]
+    contenders = [replace(c, job={**c.job, "every": EVERY}) for c in (*ours, *theirs)]
     about = (
         f"Training ends at the first evaluation of 100 greedy episodes that averages {GOAL:g} or more and that 100 "
         f"others confirm; every library is evaluated by the same code every {EVERY:,} frames, and evaluations do "
@@ -101,7 +99,7 @@ def on_policy(size: Size) -> list[Comparison]:
     """Return PPO and PQN at CleanRL's settings."""
     frames = by_size(size, 2_048, 20_480, 500_000)
     pqn = by_size(size, 2_048, 51_200, 500_000)
-    ours = ["ours, eager", "ours, compiled"]
+    ours, n = ["ours, eager", "ours, compiled"], by_size(size, 2, 5, 5)
     at_ppo = [
         mine("ours, eager", PPO, frames, 8),
         mine("ours, compiled", PPO, frames, 6, compiled=True),
@@ -118,8 +116,8 @@ def on_policy(size: Size) -> list[Comparison]:
         "environment, ours is the native one. "
     )
     return [
-        Comparison("ppo", "cleanrl", "PPO at CleanRL's settings", "race", at_ppo, ours=ours, about=about),
-        Comparison("pqn", "cleanrl", "PQN at CleanRL's settings", "race", at_pqn, ours=ours, about=about),
+        Comparison("ppo", "cleanrl", "PPO at CleanRL's settings", "race", at_ppo, n, ours=ours, about=about),
+        Comparison("pqn", "cleanrl", "PQN at CleanRL's settings", "race", at_pqn, n, ours=ours, about=about),
     ]
 
 
@@ -137,6 +135,5 @@ def sac(size: Size) -> Comparison:
         f"MuJoCo's HalfCheetah-v5, {frames:,} frames, two layers of 256, batch 256, one update a frame after 1,000. "
     )
     ours = ["ours, eager", "ours, compiled"]
-    return Comparison(
-        "sac", "halfcheetah", "SAC on HalfCheetah-v5", "race", contenders, repeats=2, ours=ours, about=about
-    )
+    turns = by_size(size, 2, 3, 3)
+    return Comparison("sac", "halfcheetah", "SAC on HalfCheetah-v5", "race", contenders, turns, ours=ours, about=about)

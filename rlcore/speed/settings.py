@@ -18,7 +18,6 @@ class Contender:
     module: str  # of rlcore.speed
     job: Job
     about: float  # seconds of a measurement at the standard size, whole process, on one quiet core
-    repeats: int | None = None  # where they are not the comparison's
     needs: str = ""  # the option that gives the path to a checkout
     gpu: bool = False  # whether it needs one, with CUDA
 
