@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.errors import note
+from rlcore.overheads import settle
 from rlcore.tree import tmap
 
 T = TypeVar("T")
@@ -79,8 +80,10 @@ def compile_graph(
             with torch._inductor.config.patch(OPTIONS):
                 made: Any = compile_fx_inner(traced, [examples[i] for i in used])
             inner = made.current_callable  # without what looks, at every call, whether the call is recorded
+            settle()
             return lambda given: inner([given[i] for i in used])
         compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
+    settle()
     # What torch wraps it in, for code that is being traced, costs as much as a small layer.
     compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)
     return lambda given: compiled(*[given[i] for i in used])

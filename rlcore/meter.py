@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +75,8 @@ class Meter:
         self._metrics, self._inputs = _Series("update"), _Series("frame")
         self._table = Table()
         self._entries: list[tuple[int, Entry, int | None]] = []
-        self._watched: list[tuple[int, str, Tensor]] = []
+        self._watched: list[tuple[Sequence[int], str, Tensor]] = []
+        self._held = 0  # steps, of all these
 
     def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         """Add the metrics of update number ``step``, 0-dim and detached.
@@ -90,11 +92,13 @@ class Meter:
         if len(self._entries) >= self._COMPACT:
             self._compact()
 
-    def watch(self, step: int, name: str, tensor: Tensor) -> None:
-        """Add a tensor of any shape, detached and not written to afterwards, whose sum only has to be finite."""
+    def watch(self, steps: Sequence[int], name: str, tensor: Tensor) -> None:
+        """Add tensors of successive steps (T, ...), detached and not written to afterwards, that have to be finite."""
         # Small ones are added up many at once: an operation costs more than what it adds.
-        self._watched.append((step, name, tensor if tensor.numel() <= self._SMALL else tensor.sum()))
-        if len(self._watched) >= self._COMPACT:
+        rows = tensor.reshape(len(steps), -1)
+        self._watched.append((steps, name, rows if rows.shape[1] <= self._SMALL else rows.sum(1, keepdim=True)))
+        self._held += len(steps)
+        if self._held >= self._COMPACT:
             self._compact()
 
     def flush(self) -> dict[str, float]:
@@ -131,6 +135,7 @@ class Meter:
         """Go on with a half-filled interval."""
         self._entries.clear()
         self._watched.clear()
+        self._held = 0
         self._inputs.load_state_dict(state["inputs"])
         self._metrics.load_state_dict(state["metrics"])
 
@@ -152,11 +157,12 @@ class Meter:
             self._metrics.add(name, np.concatenate(steps)[order].tolist(), torch.cat(columns)[torch.from_numpy(order)])
         self._entries.clear()
         for name in dict.fromkeys(name for _, name, _ in self._watched):
-            steps, tensors = zip(*[(step, x) for step, own, x in self._watched if own == name], strict=True)
-            if len({x.shape for x in tensors}) > 1:  # of the parts of a Dict observation
-                tensors = [x.sum() for x in tensors]
-            self._inputs.add(name, steps, torch.stack(tensors).reshape(len(tensors), -1).sum(1))
+            steps, rows = zip(*[(steps, x) for steps, own, x in self._watched if own == name], strict=True)
+            if len({x.shape[1] for x in rows}) > 1:  # of the parts of a Dict observation
+                rows = [x.sum(1, keepdim=True) for x in rows]
+            self._inputs.add(name, chain.from_iterable(steps), torch.cat(rows).sum(1))
         self._watched.clear()
+        self._held = 0
 
 
 class _Series:

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from rlcore import compiled_graph, graphs
 from rlcore.agent import Agent
 from rlcore.batched import traced, vmapped
-from rlcore.denormals import flushed
 from rlcore.errors import UserError
 from rlcore.meter import Table
+from rlcore.overheads import flushed
 from rlcore.stacked_rows import Rows
 from rlcore.trainer import Trainer
 from rlcore.tree import leaves, tmap

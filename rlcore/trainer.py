@@ -12,10 +12,10 @@ import torch
 from rlcore import distributed
 from rlcore.agent import Agent
 from rlcore.clock import Clock
-from rlcore.denormals import flushed
 from rlcore.errors import UserError
 from rlcore.meter import Meter
 from rlcore.optim import Optim, redistributed
+from rlcore.overheads import flushed, unswept
 from rlcore.sources import Source
 from rlcore.types import Batch, Loss
 
@@ -128,7 +128,8 @@ class Trainer:
         _set_global_stream(self._stream)
         self._streaming = True
         try:
-            yield
+            with unswept():
+                yield
         finally:
             self._stream, self._streaming = _global_stream(), False
             _set_global_stream(outside)

@@ -150,8 +150,8 @@ def test_the_frame_of_a_broken_observation_is_told() -> None:
 def test_parts_of_different_shapes_are_watched_under_one_name() -> None:
     meter = Meter()
     for frame in range(5):
-        meter.watch(frame, "observation", torch.zeros(3, 2))
-        meter.watch(frame, "observation", torch.full((4,), math.inf if frame == 3 else 0.0))
-        meter.watch(frame, "observation", torch.zeros(2000))
+        meter.watch([frame], "observation", torch.zeros(1, 3, 2))
+        meter.watch([frame], "observation", torch.full((1, 4), math.inf if frame == 3 else 0.0))
+        meter.watch([frame], "observation", torch.zeros(1, 2000))
     with pytest.raises(Diverged, match=r"^'observation' became infinite at frame 3$"):
         meter.check()

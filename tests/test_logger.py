@@ -331,7 +331,7 @@ def test_means_by_hand():
     meter.add(1, {"loss": torch.tensor(1.0), "count": torch.tensor(3)})
     meter.add(2, {"loss": torch.tensor(2.0), "count": torch.tensor(4)})
     meter.add(3, {"loss": torch.tensor(6.0), "critic": torch.tensor(0.5, dtype=torch.bfloat16)})
-    meter.watch(3, "obs", torch.tensor(1e30))
+    meter.watch([2, 3], "obs", torch.tensor([0.0, 1e30]))
     assert meter.flush() == {"loss": 3.0, "count": 3.5, "critic": 0.5}
     assert meter.flush() == {}
     meter.add(4, {"loss": torch.tensor(7.0)})
@@ -362,9 +362,9 @@ def test_memory_is_bounded():
     meter = Meter()
     for i in range(2500):
         meter.add(i, {"a": torch.tensor(float(i)), "b": torch.tensor(1.0)})
-        meter.watch(i, "obs", torch.tensor(0.0))
-        assert len(meter._entries) < 1000 and len(meter._watched) < 1000
-    assert 2 <= len(meter._metrics.chunks["a"]) <= 5 and 2 <= len(meter._inputs.chunks["obs"]) <= 5
+        meter.watch([2 * i, 2 * i + 1], "obs", torch.zeros(2))
+        assert len(meter._entries) < 1000 and len(meter._watched) < 500
+    assert 2 <= len(meter._metrics.chunks["a"]) <= 5 and 5 <= len(meter._inputs.chunks["obs"]) <= 10
     assert meter.flush() == {"a": 1249.5, "b": 1.0}
 
 
@@ -403,8 +403,8 @@ def test_the_first_bad_step_is_named(bad, word, resumed):
             with pytest.raises(Diverged, match=rf"^'loss' became {word} at update 21$"):
                 act(broken(compact))
     meter = broken(7)
-    meter.watch(9000, "reward", torch.tensor(0.0))
-    meter.watch(9001, "obs", torch.tensor(bad))
+    meter.watch([9000], "reward", torch.zeros(1))
+    meter.watch([9000, 9001, 9002], "obs", torch.tensor([0.0, bad, bad]))
     with pytest.raises(Diverged, match=rf"^'obs' became {word} at frame 9001$"):  # what came in explains the loss
         meter.flush()
 

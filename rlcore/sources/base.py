@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -117,12 +118,16 @@ class Acting(Source):
         """Count the frames of steps (T, N, ...), watch their numbers and return them with the rewards to keep."""
         step = acted.step
         self.actor.episodes.add(step)
-        watched = [("observation", leaf.unbind()) for leaf in leaves(step.next_obs) if leaf.is_floating_point()]
-        watched.append(("reward", step.reward.unbind()))
-        for t in range(len(step.reward)):
-            clock.frames += self.num_envs if self.env.always_valid else distributed.total(int(step.valid[t].sum()))
-            for name, rows in watched:
-                self.meter.watch(clock.frames, name, rows[t])
+        if self.env.always_valid:
+            counts = [self.num_envs] * len(step.reward)
+        else:
+            counts = [distributed.total(int(valid.sum())) for valid in step.valid]
+        frames = list(accumulate(counts, initial=clock.frames))[1:]
+        clock.frames = frames[-1]
+        for leaf in leaves(step.next_obs):
+            if leaf.is_floating_point():
+                self.meter.watch(frames, "observation", leaf)
+        self.meter.watch(frames, "reward", step.reward)
         return acted if self.reward == "raw" else acted._replace(step=self._transformed(step, agent.gamma))
 
     def _transformed(self, step: Step, gamma: float) -> Step:

@@ -1,13 +1,15 @@
-"""Denormal numbers are zero where weights are changed, and nowhere else."""
+"""Where weights are changed, and only there, denormals are zero; what was there before training is not swept."""
 
 from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
 
 from rlcore import build
 from rlcore import config as configs
-from rlcore.denormals import flushed, flushing
+from rlcore.overheads import flushed, flushing, settle, unswept
 from rlcore.stacked import Stack
 from rlcore.trainer import Trainer
 
@@ -105,3 +107,33 @@ def test_moments_of_seeds_together_become_zero() -> None:
     for _ in range(2):
         stack.update(batches)
     assert [_denormals(trainer) for trainer in trainers] == [0, 0]
+
+
+def test_the_collector_leaves_alone_what_was_there_and_no_longer() -> None:
+    before = gc.get_freeze_count()
+    with unswept():
+        there = gc.get_freeze_count()
+        assert there > before + 10_000  # imported modules alone
+        made = [[] for _ in range(1_000)]
+        settle()
+        assert gc.get_freeze_count() >= there + 1_000
+        cycle: list[object] = []
+        cycle.append(cycle)
+        known = id(cycle)
+        del cycle
+        gc.collect()
+        assert not any(id(x) == known for x in gc.get_objects())
+    assert len(made) == 1_000
+    assert gc.get_freeze_count() == 0
+
+
+def test_nothing_is_settled_outside_training() -> None:
+    settle()
+    assert gc.get_freeze_count() == 0
+
+
+def test_training_is_unswept() -> None:
+    trainer = _trainer()
+    with trainer.training():
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
