@@ -52,6 +52,7 @@ class Stack:
 
     def __init__(self, trainers: Sequence[Trainer], compiled: bool = False) -> None:
         self.trainers, self.compiled = list(trainers), compiled
+        self.live = list(range(len(self.trainers)))  # the rows of those that go on
         agents = [trainer.agent for trainer in trainers]
         _require_stackable(self.trainers)
         if compiled:
@@ -74,20 +75,33 @@ class Stack:
         self._graphs: dict[Any, Any] = {}  # by phase and shapes: the loss's form, and what computes it
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
+    def keep(self, trainers: Sequence[Trainer]) -> bool:
+        """Go on with these, some of those there were; return whether it does: else another stack is better.
+
+        What is compiled is so for K rows. So the rows of those that left go on, on the batches of another, and nobody
+        looks at them; but half of all at the most.
+        """
+        left = len(self.trainers) - len(trainers)
+        self.live = [k for k, trainer in enumerate(self.trainers) if any(trainer is one for one in trainers)]
+        return not left or (self.compiled and 2 * left <= len(self.trainers))
+
     @flushed
     def update(self, batches: Sequence[Batch]) -> list[Loss]:
         """Learn from a batch each, as `Trainer.update` does, and return the losses; the metrics are in the meters.
 
         Agents whose batches differ in shape, or whose phases differ, learn alone this time.
         """
-        trainers, clock = self.trainers, self.trainers[0].clock
+        trainers = self.going
+        clock = trainers[0].clock
         together = all(t.clock == clock for t in trainers)
-        batch = _stacked(batches) if together or self._alike() else None
+        of_row = dict(zip(self.live, batches, strict=True))
+        rows = [of_row.get(k, batches[0]) for k in range(len(self.trainers))]
+        batch = _stacked(rows) if together or self._alike() else None
         if batch is None:
             return [trainer.update(batch) for trainer, batch in zip(trainers, batches, strict=True)]
         outs, metrics = self._learn(batch, batches, together)
         entry = self._table.put(metrics)
-        for k, trainer in enumerate(trainers):
+        for k, trainer in zip(self.live, trainers, strict=True):
             trainer.clock.updates += 1
             trainer.meter.note(trainer.clock.updates, entry, k)
         if together:
@@ -97,10 +111,15 @@ class Stack:
                 trainer.agent.after_update(trainer.clock)
         for trainer in trainers:
             trainer.clock.updated = trainer.clock.frames
-        return outs
+        return [outs[k] for k in self.live]
+
+    @property
+    def going(self) -> list[Trainer]:
+        """The trainers that go on."""
+        return [self.trainers[k] for k in self.live]
 
     def _alike(self) -> bool:
-        names = [[name for name, _ in t.agent.phases(t.clock.updates)] for t in self.trainers]
+        names = [[name for name, _ in t.agent.phases(t.clock.updates)] for t in self.going]
         return all(one == names[0] for one in names)
 
     def _learn(self, batch: Batch, batches: Sequence[Batch], together: bool) -> tuple[list[Loss], dict[str, Tensor]]:
@@ -108,18 +127,18 @@ class Stack:
 
         ``together``: all clocks agree.
         """
-        trainers, k = self.trainers, len(self.trainers)
+        k, first = len(self.trainers), self.trainers[self.live[0]]
         metrics: dict[str, Tensor] = {}  # each (K,)
         priority: Tensor | None = None
         out: Loss | None = None
-        for name, function in self.model.phases(trainers[0].clock.updates):
+        for name, function in self.model.phases(first.clock.updates):
             group = self.groups[name]
             out, gradients = self._loss(name, function, batch)
             self._prove(name, out.total, batches)
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"
             metrics["loss" + suffix] = out.total.detach() / out.count
-            lrs = [t.optim.lr(name, t.clock) for t in trainers[: 1 if together else k]]
+            lrs = [t.optim.lr(name, t.clock) for t in ([first] if together else self.trainers)]
             lrs *= k // len(lrs)
             metrics["grad_norm" + suffix] = group.step(gradients, out.count, lrs)
             metrics.update(out.metrics)
@@ -203,10 +222,10 @@ class Stack:
         if phase in self._proven:
             return
         self._proven.add(phase)
-        pairs = zip(self.trainers, batches, strict=True)
+        pairs = zip(self.going, batches, strict=True)
         with torch.no_grad():
             own = [dict(t.agent.phases(t.clock.updates))[phase](batch).total for t, batch in pairs]
-        if not torch.allclose(torch.stack(own), totals, rtol=1e-3, atol=1e-3, equal_nan=True):
+        if not torch.allclose(torch.stack(own), totals[self.live], rtol=1e-3, atol=1e-3, equal_nan=True):
             raise alone(self.trainers[0].agent, "its loss depends on more than its tensors and the batch")
 
 

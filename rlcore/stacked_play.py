@@ -55,7 +55,7 @@ class Evaluations:
     def _agree(self, agent: Agent) -> bool:
         """Whether all agents are where they will evaluate; one that is none of them has ended."""
         assert self.stack is not None
-        trainers = self.stack.trainers
+        trainers = self.stack.going
         trained = any(trainer.agent is agent for trainer in trainers) or all(t.clock.done for t in trainers)
         return trained and len({(t.clock.frames, t.clock.updates) for t in trainers}) == 1
 

@@ -182,7 +182,8 @@ def fit(
         trainer.agent.train()
         advance(seed, None)
     while asked:
-        if stack is None or len(stack.trainers) != len(asked):
+        left = stack is not None and len(stack.live) > len(asked)
+        if stack is None or (left and not stack.keep([trainers[seed] for seed in asked])):
             evaluations.stack = stack = Stack([trainers[seed] for seed in asked], compiled)
         start = time.perf_counter()
         outs = stack.update(list(asked.values()))

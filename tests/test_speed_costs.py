@@ -14,7 +14,7 @@ import torch
 
 from rlcore import compiling
 from rlcore import config as configs
-from rlcore.speed import command, harness, parts, ranks, repays, seeds, stages, worker_steps
+from rlcore.speed import command, harness, parts, ranks, repays, seeds, stages, studies, worker_steps
 from rlcore.speed.settings import Comparison, Contender, Size
 
 TINY = {
@@ -206,10 +206,21 @@ def test_seeds_together_uncompiled_and_compiled() -> None:
         assert min(value for value in row.values() if isinstance(value, float)) > 0
 
 
+@pytest.mark.skipif(compiling.why_no_cpp() is not None, reason="needs a C++ compiler")
+@pytest.mark.slow
+def test_a_study_beside_its_runs() -> None:
+    brief = {"budget.frames": 1_200, "eval.every": 600, "agent.network.kwargs.hidden": "[8]"}
+    rows = studies.measure(recipe="cartpole_dqn", seeds=2, settings=brief)
+    first = rows[0]["s"]
+    assert [row["2 seeds"].partition(",")[0] for row in rows] == ["a command for each seed", *["together"] * 3]
+    assert [row["ratio"] for row in rows] == pytest.approx([row["s"] / first for row in rows])
+    assert rows[2]["s"] > rows[3]["s"] > 0  # compiling, and not
+
+
 @pytest.mark.parametrize("size", ["quick", "standard", "full"])
 def test_tables_are_asked_for_as_their_modules_take_it(size: Size) -> None:
     jobs = [c.job for comparison in parts.comparisons(size) for c in comparison.contenders if "given" in c.job]
-    names = "envs", "replay", "repays", "seeds", "worker_steps", "ranks", "stages"
+    names = "envs", "replay", "repays", "seeds", "studies", "worker_steps", "ranks", "stages"
     assert {job["module"].rpartition(".")[2] for job in jobs} == set(names)
     for job in jobs:
         given = job["given"]

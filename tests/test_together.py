@@ -118,6 +118,40 @@ def test_a_hundred_updates_are_those_of_each_seed_alone(
         assert one.clock == other.clock
 
 
+@pytest.mark.parametrize("recipe", ["cartpole_dqn", pytest.param("pendulum_td3", marks=pytest.mark.slow)])
+def test_those_that_go_on_learn_what_each_learns_alone(recipe: str, request: pytest.FixtureRequest) -> None:
+    """Rows whose agents have left, one of them with NaN, change nothing."""
+    settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in [*SEEDS, 1003]]
+    recorded = [_recorded(one, 20) for one in settings]
+    double = request.getfixturevalue("double")
+    alone, joint = ([double(one) for one in settings] for _ in range(2))
+    stack = Stack(joint)
+    stack.compiled = True  # as far as who goes on is concerned
+    going = [0, 1, 2, 3]
+    for i, moment in enumerate(zip(*recorded, strict=True)):
+        if i in (5, 12):
+            left = going.pop(0 if i == 5 else 1)
+            with torch.no_grad():
+                next(joint[left].agent.parameters()).fill_(torch.nan)
+            assert stack.keep([joint[k] for k in going])
+        batches = [moment[k][1] for k in going]
+        for k in going:
+            for trainers in (alone, joint):
+                trainers[k].clock.load_state_dict(moment[k][0])
+        outs = stack.update(batches)
+        for k, batch, out in zip(going, batches, outs, strict=True):
+            torch.testing.assert_close(out.total, alone[k].update(batch).total, rtol=1e-8, atol=1e-8)
+    assert going == [1, 3]
+    for k in going:
+        for name, x in joint[k].agent.state_dict().items():
+            torch.testing.assert_close(x, alone[k].agent.state_dict()[name], rtol=1e-8, atol=1e-8)
+        assert joint[k].meter.flush() == pytest.approx(alone[k].meter.flush(), rel=1e-6)
+    assert not stack.keep([joint[3]])  # more than half have left
+    stack.compiled = False
+    assert not stack.keep([joint[k] for k in (0, 1, 3)])  # tracing anew costs less than a row
+    assert stack.keep(joint)
+
+
 @pytest.mark.parametrize("recipe", ["cartpole_dqn", "pendulum_sac"])
 def test_evaluations_are_played_at_once_and_are_those_of_each_alone(recipe: str) -> None:
     settings = [_settings(recipe, seed) for seed in SEEDS]

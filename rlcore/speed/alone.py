@@ -58,7 +58,7 @@ def compiling(size: Size) -> Comparison:
     return Comparison("compile", "repays", "When compiling repays itself", "rows", contenders, 1, about=about)
 
 
-def seeds_together(size: Size) -> Comparison:
+def seeds_together(size: Size) -> list[Comparison]:
     """Return what training ten seeds in one process saves."""
     quick = size == "quick"
     given = {"seeds": 2 if quick else 10, "frames": by_size(size, 1_200, 10_000, 50_000)}
@@ -74,7 +74,16 @@ def seeds_together(size: Size) -> Comparison:
         f"many, {given['frames']:,} frames each, final evaluations and files included, beside its runs one after "
         "another. Start-up, imports and what compiling keeps were paid before."
     )
-    return Comparison("seeds", "together", "Many seeds in one process", "rows", contenders, 1, about=about)
+    brief = {"seeds": 2, "settings": {"budget.frames": 1_200, "eval.every": 600}} if quick else {}
+    whole = [Contender("cartpole_dqn", "costs", _table("studies", recipe="cartpole_dqn", **brief), 180)]
+    said = (
+        "The recipe as shipped, whose runs end at different moments, when they have solved it. Whole processes, from "
+        "start to the printed evaluation: `train.py RECIPE --seed N` ten times, and `train.py RECIPE --seeds 10` once."
+    )
+    return [
+        Comparison("seeds", "together", "Many seeds in one process", "rows", contenders, 1, about=about),
+        Comparison("seeds", "studies", "A study by one command", "rows", whole, 1, about=said),
+    ]
 
 
 def data_parallel(size: Size) -> Comparison:

@@ -44,7 +44,7 @@ def comparisons(size: Size) -> list[Comparison]:
         *on_policy(size),
         sac(size),
         compiling(size),
-        seeds_together(size),
+        *seeds_together(size),
         envs,
         *worker_processes(size),
         data_parallel(size),
