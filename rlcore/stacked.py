@@ -39,26 +39,31 @@ SHAPES = 4  # of batches, for which a phase is traced; others cost more
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
+Compiled = dict[Any, "tuple[Callable[[list[Tensor]], Any], list[Any]] | None"]  # by phase and shapes; None: cannot be
+
+
 class Stack:
     """The agents of K trainers of one recipe, their tensors stacked.
 
     Args:
         trainers: of equal settings but for their seeds; one update from now on moves them all.
-        compiled: whether losses and gradients are compiled.
+        size: rows, at least as many as trainers; those beyond begin as the first and learn from its batches.
+        compiled: losses and gradients that are compiled already, for any stack of the same recipe, to which those that
+            this one compiles are added; None: they are not to be.
 
     Raises:
         UserError: something of the agent or its settings can only be trained alone.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], compiled: bool = False) -> None:
-        self.trainers, self.compiled = list(trainers), compiled
-        self.live = list(range(len(self.trainers)))  # the rows of those that go on
+    def __init__(self, trainers: Sequence[Trainer], size: int = 0, compiled: Compiled | None = None) -> None:
+        self.trainers, self.size, self.compiled = list(trainers), size or len(trainers), compiled
         agents = [trainer.agent for trainer in trainers]
         _require_stackable(self.trainers)
-        if compiled:
+        if compiled is not None:
             compiled_graph.prepare()
         self.model = copy.deepcopy(agents[0])  # whose tensors are the stacked ones
-        self.groups = {name: Rows([t.optim.groups[name] for t in trainers]) for name in trainers[0].optim.groups}
+        names = trainers[0].optim.groups
+        self.groups = {name: Rows([t.optim.groups[name] for t in trainers], self.size) for name in names}
         stacked: dict[int, Tensor] = {}
         for group in self.groups.values():
             stacked.update(zip(map(id, group.first), group.leaves, strict=True))
@@ -67,7 +72,7 @@ class Stack:
         for (slots, name), *own in zip(*map(slots_of, (self.model, *agents)), strict=True):
             ones = [theirs[name] for theirs, name in own]
             if id(ones[0]) not in stacked:
-                stacked[id(ones[0])] = _bound(ones)
+                stacked[id(ones[0])] = _bound(ones, self.size)
             slots[name] = stacked[id(ones[0])]
             self.slots.append((slots, name))
             self.tensors.append(slots[name])
@@ -75,33 +80,21 @@ class Stack:
         self._graphs: dict[Any, Any] = {}  # by phase and shapes: the loss's form, and what computes it
         self._proven: set[str] = set()  # phases whose losses were compared with the agents' own
 
-    def keep(self, trainers: Sequence[Trainer]) -> bool:
-        """Go on with these, some of those there were; return whether it does: else another stack is better.
-
-        What is compiled is so for K rows. So the rows of those that left go on, on the batches of another, and nobody
-        looks at them; but half of all at the most.
-        """
-        left = len(self.trainers) - len(trainers)
-        self.live = [k for k, trainer in enumerate(self.trainers) if any(trainer is one for one in trainers)]
-        return not left or (self.compiled and 2 * left <= len(self.trainers))
-
     @flushed
     def update(self, batches: Sequence[Batch]) -> list[Loss]:
         """Learn from a batch each, as `Trainer.update` does, and return the losses; the metrics are in the meters.
 
         Agents whose batches differ in shape, or whose phases differ, learn alone this time.
         """
-        trainers = self.going
-        clock = trainers[0].clock
+        trainers, clock = self.trainers, self.trainers[0].clock
         together = all(t.clock == clock for t in trainers)
-        of_row = dict(zip(self.live, batches, strict=True))
-        rows = [of_row.get(k, batches[0]) for k in range(len(self.trainers))]
-        batch = _stacked(rows) if together or self._alike() else None
+        doubles = [batches[0]] * (self.size - len(batches))
+        batch = _stacked([*batches, *doubles]) if together or self._alike() else None
         if batch is None:
             return [trainer.update(batch) for trainer, batch in zip(trainers, batches, strict=True)]
         outs, metrics = self._learn(batch, batches, together)
         entry = self._table.put(metrics)
-        for k, trainer in zip(self.live, trainers, strict=True):
+        for k, trainer in enumerate(trainers):
             trainer.clock.updates += 1
             trainer.meter.note(trainer.clock.updates, entry, k)
         if together:
@@ -111,15 +104,10 @@ class Stack:
                 trainer.agent.after_update(trainer.clock)
         for trainer in trainers:
             trainer.clock.updated = trainer.clock.frames
-        return [outs[k] for k in self.live]
-
-    @property
-    def going(self) -> list[Trainer]:
-        """The trainers that go on."""
-        return [self.trainers[k] for k in self.live]
+        return outs
 
     def _alike(self) -> bool:
-        names = [[name for name, _ in t.agent.phases(t.clock.updates)] for t in self.going]
+        names = [[name for name, _ in t.agent.phases(t.clock.updates)] for t in self.trainers]
         return all(one == names[0] for one in names)
 
     def _learn(self, batch: Batch, batches: Sequence[Batch], together: bool) -> tuple[list[Loss], dict[str, Tensor]]:
@@ -127,19 +115,19 @@ class Stack:
 
         ``together``: all clocks agree.
         """
-        k, first = len(self.trainers), self.trainers[self.live[0]]
+        trainers, k = self.trainers, self.size
         metrics: dict[str, Tensor] = {}  # each (K,)
         priority: Tensor | None = None
         out: Loss | None = None
-        for name, function in self.model.phases(first.clock.updates):
+        for name, function in self.model.phases(trainers[0].clock.updates):
             group = self.groups[name]
             out, gradients = self._loss(name, function, batch)
             self._prove(name, out.total, batches)
             priority = priority if out.priority is None else out.priority
             suffix = "" if len(self.groups) == 1 else f"/{name}"
             metrics["loss" + suffix] = out.total.detach() / out.count
-            lrs = [t.optim.lr(name, t.clock) for t in ([first] if together else self.trainers)]
-            lrs *= k // len(lrs)
+            lrs = [t.optim.lr(name, t.clock) for t in trainers[: 1 if together else k]]
+            lrs *= len(trainers) // len(lrs)
             metrics["grad_norm" + suffix] = group.step(gradients, out.count, lrs)
             metrics.update(out.metrics)
         assert out is not None
@@ -148,7 +136,7 @@ class Stack:
         priorities = [None] * k if priority is None else priority.detach().unbind()
         rows = zip(out.total.detach().unbind(), counts, priorities, stops, strict=True)
         losses = [Loss(total, count, {}, p, stop) for total, count, p, stop in rows]
-        return losses, {name: values.detach() for name, values in metrics.items()}
+        return losses[: len(trainers)], {name: values.detach() for name, values in metrics.items()}
 
     def _loss(self, name: str, function: Callable[[Batch], Loss], batch: Batch) -> tuple[Loss, list[Tensor]]:
         """Return a phase's loss with every tensor (K, ...), and the gradients of its group's weights (K, ...)."""
@@ -159,7 +147,7 @@ class Stack:
         if call is None:
             form, pure = self._pure(name, function, data)
             if len(self._graphs) < SHAPES * len(self.groups):
-                call = self._guarded(name, lambda: self._made(function, pure, inputs))
+                call = self._guarded(name, lambda: self._made(name, function, pure, form, inputs))
                 self._graphs[key] = form, call
             else:
                 call = lambda tensors: self._guarded(name, lambda: pure(tensors))  # noqa: E731
@@ -207,14 +195,18 @@ class Stack:
 
         return form, call
 
-    def _made(self, function: Any, pure: Any, inputs: list[Tensor]) -> Callable[[list[Tensor]], Any]:
-        """Return losses and gradients as a list of operations, or as one compiled graph."""
-        if self.compiled:
-            what = f"{type(self.model).__name__}.{function.__name__} of {len(self.trainers)} seeds runs"
+    def _made(self, name: str, function: Any, pure: Any, form: list[Any], inputs: list[Tensor]) -> Any:
+        """Return losses and gradients as a list of operations, or as one compiled graph; fill the loss's form."""
+        key = (name, function.__name__, *(x.shape for x in inputs))
+        if self.compiled is not None and key not in self.compiled:
+            what = f"{type(self.model).__name__}.{function.__name__} of {self.size} seeds runs"
             given = [x.detach() for x in inputs]
             made = compiled_graph.attempted(what, lambda: compiled_graph.compile_graph(lambda *x: pure([*x]), given))
-            if made is not None:
-                return torch.no_grad()(graphs.replayed(made, given, len(inputs) - len(self.tensors)))
+            self.compiled[key] = made and (made, form)
+        if found := self.compiled and self.compiled[key]:
+            made, form[:] = found
+            given = [x.detach() for x in inputs]
+            return torch.no_grad()(graphs.replayed(made, given, len(inputs) - len(self.tensors)))
         return traced(pure, inputs)
 
     def _prove(self, phase: str, totals: Tensor, batches: Sequence[Batch]) -> None:
@@ -222,10 +214,10 @@ class Stack:
         if phase in self._proven:
             return
         self._proven.add(phase)
-        pairs = zip(self.going, batches, strict=True)
+        pairs = zip(self.trainers, batches, strict=True)
         with torch.no_grad():
             own = [dict(t.agent.phases(t.clock.updates))[phase](batch).total for t, batch in pairs]
-        if not torch.allclose(torch.stack(own), totals[self.live], rtol=1e-3, atol=1e-3, equal_nan=True):
+        if not torch.allclose(torch.stack(own), totals[: len(own)], rtol=1e-3, atol=1e-3, equal_nan=True):
             raise alone(self.trainers[0].agent, "its loss depends on more than its tensors and the batch")
 
 
@@ -236,10 +228,10 @@ def slots_of(agent: nn.Module) -> list[tuple[dict[str, Any], str]]:
 
 
 @torch.no_grad()
-def _bound(ones: Sequence[Tensor]) -> Tensor:
-    """Stack tensors of K agents, (K, ...), and make theirs views of the rows."""
-    rows = torch.stack([one.detach() for one in ones])
-    for one, row in zip(ones, rows, strict=True):
+def _bound(ones: Sequence[Tensor], size: int) -> Tensor:
+    """Stack tensors of agents, (K, ...), and make theirs views of the rows; those beyond begin as the first."""
+    rows = torch.stack([one.detach() for one in (*ones, *[ones[0]] * (size - len(ones)))])
+    for one, row in zip(ones, rows, strict=False):
         one.data = row
     return rows
 

@@ -55,7 +55,7 @@ class Evaluations:
     def _agree(self, agent: Agent) -> bool:
         """Whether all agents are where they will evaluate; one that is none of them has ended."""
         assert self.stack is not None
-        trainers = self.stack.going
+        trainers = self.stack.trainers
         trained = any(trainer.agent is agent for trainer in trainers) or all(t.clock.done for t in trainers)
         return trained and len({(t.clock.frames, t.clock.updates) for t in trainers}) == 1
 
@@ -70,7 +70,7 @@ class Evaluations:
         """Play the episodes of all agents; return whether that is possible."""
         assert self.stack is not None
         episodes, seed, max_steps = asked
-        size = len(self.stack.trainers)
+        size = self.stack.size
         if self.env is None or self.env.num_envs != size * episodes:
             self.close()
             self.env = self.build(size * episodes)
@@ -110,7 +110,7 @@ class _Greedy:
     def act(
         self, obs: Any, state: Any, knobs: Any, noise: Any, mask: Tensor | None = None, explore: bool = False
     ) -> Act:
-        size = len(self.stack.trainers)
+        size = self.stack.size
         given = tmap(lambda x: x.unflatten(0, (size, -1)), (obs, mask))
         inputs = [*self.stack.tensors, *leaves(given)]
         key = tuple(x.shape for x in inputs)

@@ -21,23 +21,27 @@ _ALIGNED = 16  # float32 numbers: rows begin where kernels that read many number
 
 
 class Rows:
-    """The same parameter group of K agents: weights and gradients (K, P), one optimiser step for all rows."""
+    """The same parameter group of K agents: weights and gradients (K, P), one optimiser step for all rows.
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    Args:
+        groups: of the agents.
+        size: K; rows beyond the groups begin as the first.
+    """
+
+    def __init__(self, groups: Sequence[Group], size: int) -> None:
         self.groups = list(groups)
         self.config, self.factors, self.decayed = groups[0].config, groups[0].factors, groups[0].decayed
         self.first = list(groups[0].parameters)
-        self.whole, self.whole_grad = _rebound(groups)  # (K, P and padding, which stays zero)
+        self.whole, self.whole_grad = _rebound(groups, size)  # (K, P and padding, which stays zero)
         p = groups[0].flat.numel()
         self.flat, self.grad = self.whole[:, :p], self.whole_grad[:, :p]
         sizes = [p.numel() for p in self.first]
         self.sizes = groups[0].sizes
-        k = len(groups)
         self.leaves = [
-            part.view(k, *p.shape).detach().requires_grad_()
+            part.view(size, *p.shape).detach().requires_grad_()
             for p, part in zip(self.first, self.flat.split(sizes, 1), strict=True)
         ]
-        self.grads = [g.view(k, *p.shape) for p, g in zip(self.first, self.grad.split(sizes, 1), strict=True)]
+        self.grads = [g.view(size, *p.shape) for p, g in zip(self.first, self.grad.split(sizes, 1), strict=True)]
         segments = [group.segments for group in groups]
         self.optimizer = make_optimizer(segments[0], groups[0].decayed, groups[0].config)
         self.segments: list[list[nn.Parameter]] = [list(row) for row in zip(*segments, strict=True)]  # [segment][k]
@@ -62,13 +66,10 @@ class Rows:
         for name, first in states[0].items():
             if not isinstance(first, Tensor):
                 continue
-            rows = (
-                self.whole.new_zeros(len(states), *self.whole.shape[1:])
-                if first.dim()
-                else first.new_zeros(len(states))
-            )
-            for own, row in zip(states, rows, strict=True):
+            rows = torch.zeros_like(self.whole) if first.dim() else first.new_zeros(len(self.whole))
+            for own, row in zip(states, rows, strict=False):
                 own[name] = (row[: first.numel()] if first.dim() else row).copy_(own[name])
+            rows[len(states) :] = rows[0]
             if first.dim():
                 state[name] = rows
             else:
@@ -127,12 +128,12 @@ def _bare(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
 
 
 @torch.no_grad()
-def _rebound(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+def _rebound(groups: Sequence[Group], size: int) -> tuple[Tensor, Tensor]:
     """Stack the weights and the gradients of groups, padded, and make the groups' own views of the rows."""
-    k, p = len(groups), groups[0].flat.numel()
+    p = groups[0].flat.numel()
     wide = -(-p // _ALIGNED) * _ALIGNED
-    flat, grad = (groups[0].flat.new_zeros(k, wide).detach() for _ in range(2))
-    for weights, gradient, group in zip(flat[:, :p], grad[:, :p], groups, strict=True):
+    flat, grad = (groups[0].flat.new_zeros(size, wide).detach() for _ in range(2))
+    for weights, gradient, group in zip(flat[:, :p], grad[:, :p], groups, strict=False):
         weights.copy_(group.flat)
         gradient.copy_(group.flat.grad)  # pyright: ignore[reportArgumentType]
         for owners in (group.parameters, group.segments):
@@ -140,4 +141,5 @@ def _rebound(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
             for own, w, g in zip(owners, weights.split(sizes), gradient.split(sizes), strict=True):
                 own.data, own.grad = w.view(own.shape), g.view(own.shape)
         group.flat.data, group.flat.grad = weights, gradient
+    flat[len(groups) :], grad[len(groups) :] = flat[0].clone(), grad[0].clone()
     return flat, grad

@@ -23,7 +23,7 @@ from rlcore.errors import Diverged, UserError
 from rlcore.guards import interruptible
 from rlcore.progress import Progress
 from rlcore.run import Run, load
-from rlcore.stacked import Stack
+from rlcore.stacked import Compiled, Stack
 from rlcore.stacked_play import Evaluations
 from rlcore.trainer import Trainer, sent
 from rlcore.types import Batch, Loss
@@ -85,9 +85,9 @@ def train(
                 api.opened(recipe, paths[seed], there, {**overrides, "seed": seed}, alone=False)
             )
         if begun:
-            total = sum(one.config.budget.frames for one in begun.values())
-            with Progress(total, quiet=quiet) as progress:
-                finished, failed = _fit(begun, progress)
+            frames = sum(one.config.budget.frames for one in begun.values())
+            with Progress(frames, quiet=quiet) as progress:
+                finished, failed = _fit(begun, progress, len(seeds))
     if any(isinstance(error, KeyboardInterrupt) for error in failed.values()):
         count = f"{min(seeds)}-{max(seeds)}"
         raise KeyboardInterrupt(f"interrupted; continue with --seeds {count} --resume --out {folder}")
@@ -115,7 +115,7 @@ def _folder(
     return Path(out), configs.read(held[0].parent) if recipe is None else recipe
 
 
-def _fit(begun: Mapping[int, Begun], progress: Progress) -> tuple[dict[int, Run], dict[int, BaseException]]:
+def _fit(begun: Mapping[int, Begun], progress: Progress, total: int) -> tuple[dict[int, Run], dict[int, BaseException]]:
     """Train all to their ends, write every result, and return the finished runs and what ended the others badly."""
     finished: dict[int, Run] = {}
     failed: dict[int, BaseException] = {}
@@ -141,7 +141,8 @@ def _fit(begun: Mapping[int, Begun], progress: Progress) -> tuple[dict[int, Run]
         evaluations = Evaluations(lambda n: build.env(config.env, config.device, "validation", n))
         rest.callback(evaluations.close)
         with interruptible(*(one.trainer for one in begun.values())):
-            fit({seed: one.trainer for seed, one in begun.items()}, ended, evaluations, config.compile == "on")
+            trainers = {seed: one.trainer for seed, one in begun.items()}
+            fit(trainers, ended, evaluations, config.compile == "on", total)
     return finished, failed
 
 
@@ -150,10 +151,12 @@ def fit(
     ended: Callable[[int, Diverged | None], None],
     evaluations: Evaluations,
     compiled: bool = False,
+    total: int = 0,
 ) -> None:
     """Train several trainers of one recipe, by seed, to their ends; ``ended`` is told of each, and what it met.
 
-    Of the time, each counts as its own what it spends itself, and its share of the common updates.
+    Of the time, each counts as its own what it spends itself, and its share of the common updates. Of ``total`` seeds
+    some may have ended before: what is ``compiled`` is so for a number of rows that depends on that, see `rows`.
 
     Raises:
         UserError: something of the agent or its settings can only be trained alone.
@@ -162,6 +165,7 @@ def fit(
     asked: dict[int, Batch] = {}
     since: dict[int, float] = {}  # when
     stack: Stack | None = None
+    made: Compiled | None = {} if compiled else None
 
     def advance(seed: int, out: Loss | None) -> None:
         error = None
@@ -182,15 +186,26 @@ def fit(
         trainer.agent.train()
         advance(seed, None)
     while asked:
-        left = stack is not None and len(stack.live) > len(asked)
-        if stack is None or (left and not stack.keep([trainers[seed] for seed in asked])):
-            evaluations.stack = stack = Stack([trainers[seed] for seed in asked], compiled)
+        if stack is None or len(stack.trainers) != len(asked):
+            size = rows(len(asked), max(total, len(trainers))) if compiled else len(asked)
+            evaluations.stack = stack = Stack([trainers[seed] for seed in asked], size, made)
         start = time.perf_counter()
         outs = stack.update(list(asked.values()))
         share = (time.perf_counter() - start) / len(outs)
         for seed, out in zip(list(asked), outs, strict=True):
             trainers[seed].train_seconds += share - (time.perf_counter() - since[seed])
             advance(seed, out)
+
+
+def rows(left: int, total: int) -> int:
+    """Return for how many rows to compile where so many of all seeds are left: all, a quarter, a quarter of that, ...
+
+    Compiling takes as long as ten thousand updates of five rows too many. The number depends on nothing else, so that a
+    study that is resumed computes as it would have.
+    """
+    while (fewer := -(-total // 4)) >= left and fewer < total:
+        total = fewer
+    return total
 
 
 class _Share(Progress):

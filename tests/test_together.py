@@ -119,37 +119,35 @@ def test_a_hundred_updates_are_those_of_each_seed_alone(
 
 
 @pytest.mark.parametrize("recipe", ["cartpole_dqn", pytest.param("pendulum_td3", marks=pytest.mark.slow)])
-def test_those_that_go_on_learn_what_each_learns_alone(recipe: str, request: pytest.FixtureRequest) -> None:
-    """Rows whose agents have left, one of them with NaN, change nothing."""
-    settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in [*SEEDS, 1003]]
+def test_rows_that_nobody_looks_at_change_nothing(recipe: str, request: pytest.FixtureRequest) -> None:
+    settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in SEEDS]
     recorded = [_recorded(one, 20) for one in settings]
     double = request.getfixturevalue("double")
     alone, joint = ([double(one) for one in settings] for _ in range(2))
-    stack = Stack(joint)
-    stack.compiled = True  # as far as who goes on is concerned
-    going = [0, 1, 2, 3]
+    going = [0, 1, 2]
+    stack = Stack(joint, size=5)
     for i, moment in enumerate(zip(*recorded, strict=True)):
-        if i in (5, 12):
-            left = going.pop(0 if i == 5 else 1)
-            with torch.no_grad():
-                next(joint[left].agent.parameters()).fill_(torch.nan)
-            assert stack.keep([joint[k] for k in going])
-        batches = [moment[k][1] for k in going]
+        if i == 8:  # from here on moments come with the agents
+            going = [0, 2]
+            stack = Stack([joint[0], joint[2]], size=5)
         for k in going:
             for trainers in (alone, joint):
                 trainers[k].clock.load_state_dict(moment[k][0])
+        batches = [moment[k][1] for k in going]
         outs = stack.update(batches)
         for k, batch, out in zip(going, batches, outs, strict=True):
             torch.testing.assert_close(out.total, alone[k].update(batch).total, rtol=1e-8, atol=1e-8)
-    assert going == [1, 3]
     for k in going:
         for name, x in joint[k].agent.state_dict().items():
             torch.testing.assert_close(x, alone[k].agent.state_dict()[name], rtol=1e-8, atol=1e-8)
         assert joint[k].meter.flush() == pytest.approx(alone[k].meter.flush(), rel=1e-6)
-    assert not stack.keep([joint[3]])  # more than half have left
-    stack.compiled = False
-    assert not stack.keep([joint[k] for k in (0, 1, 3)])  # tracing anew costs less than a row
-    assert stack.keep(joint)
+
+
+def test_rows_are_as_many_as_seeds_or_a_quarter_or_a_quarter_of_that() -> None:
+    assert [together.rows(left, 10) for left in range(1, 11)] == [1, 3, 3, *[10] * 7]
+    assert [together.rows(left, 30) for left in (1, 2, 3, 8, 9, 30)] == [1, 2, 8, 8, 30, 30]
+    assert [together.rows(left, 2) for left in (1, 2)] == [1, 2]
+    assert together.rows(1, 1) == 1
 
 
 @pytest.mark.parametrize("recipe", ["cartpole_dqn", "pendulum_sac"])
@@ -308,7 +306,7 @@ def test_interrupted_studies_go_on_where_they_stopped(
 def test_compiled_updates_are_the_uncompiled_ones(recipe: str) -> None:
     settings = [_settings(recipe, seed, **RECIPES[recipe]) for seed in SEEDS]
     recorded = [_recorded(one, 20) for one in settings]
-    plain, compiled = (Stack([build.trainer(one) for one in settings], on) for on in (False, True))
+    plain, compiled = (Stack([build.trainer(one) for one in settings], compiled=on) for on in (None, {}))
     for moment in zip(*recorded, strict=True):
         singles = [Batch(*tmap(_single, (b.data, b.knobs, b.noise))) for _, b in moment]
         for stack in (plain, compiled):
@@ -334,7 +332,7 @@ def test_losses_that_cannot_be_compiled_are_traced_and_it_is_told(
 
     monkeypatch.setattr(compiled_graph, "compile_graph", broken)
     settings = [_settings("cartpole_dqn", seed, **{"source.learning_starts": 128}) for seed in SEEDS[:2]]
-    stack = Stack([build.trainer(one) for one in settings], compiled=True)
+    stack = Stack([build.trainer(one) for one in settings], compiled={})
     stack.update([next(trainer.run()) for trainer in stack.trainers])
     assert capsys.readouterr().err.count("DQN.loss of 2 seeds runs uncompiled: RuntimeError: no such instruction") == 1
 
