@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 def updates(recipe: str, settings: dict[str, Any], seeds: int, number: int, pairs: int) -> dict[str, float]:
     """Return CPU microseconds an update of one seed and of all at once on fixed batches, medians, and their ratio's."""
     single, *many = [_asking(recipe, settings, FIRST + k) for k in range(seeds + 1)]
-    stack = Stack([trainer for trainer, _ in many], compiled={} if settings.get("compile") == "on" else None)
+    stack = Stack([trainer for trainer, _ in many], compiled=None if single[0].optim.compiler is None else {})
     batches = [batch for _, batch in many]
     alone, joint = [], []
     for pair in range(-1, pairs):

@@ -185,7 +185,7 @@ class _Series:
         bad = [
             (self.steps[name][i], name, column[i])
             for name, column in columns.items()
-            for i in np.flatnonzero(~np.isfinite(column))[:1]
+            for i in np.flatnonzero(~np.isfinite(column))
         ]
         if bad:
             step, name, value = min(bad, key=lambda entry: entry[0])

@@ -50,7 +50,13 @@ def flushed(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @contextmanager
 def unswept() -> Iterator[None]:
-    """Let the cycle collector leave alone what is there already; what is made from now on it looks through."""
+    """Let the cycle collector leave alone what is there already; what is made from now on it looks through.
+
+    Where something is frozen already, it stays as it is.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

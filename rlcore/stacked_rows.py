@@ -82,7 +82,8 @@ class Rows:
         with torch.no_grad():
             torch._foreach_copy_(self.grads, gradients)
             norm = self._condition(count)
-            even = self._steps is None or len(set(self._steps.tolist())) == 1  # else some have learnt alone
+            # Else some have learnt alone.
+            even = self._steps is None or len(set(self._steps[: len(self.groups)].tolist())) == 1
             if self._joint is not None and even and len(set(lrs)) == 1:
                 self._settings["lr"] = lrs[0] * self.factors[0]
                 self._joint()

@@ -21,6 +21,7 @@ from rlcore.api import Begun
 from rlcore.callbacks import Evaluate
 from rlcore.errors import Diverged, UserError
 from rlcore.guards import interruptible
+from rlcore.overheads import unswept
 from rlcore.progress import Progress
 from rlcore.run import Run, load
 from rlcore.stacked import Compiled, Stack
@@ -140,7 +141,7 @@ def _fit(begun: Mapping[int, Begun], progress: Progress, total: int) -> tuple[di
         config = next(iter(begun.values())).config
         evaluations = Evaluations(lambda n: build.env(config.env, config.device, "validation", n))
         rest.callback(evaluations.close)
-        with interruptible(*(one.trainer for one in begun.values())):
+        with interruptible(*(one.trainer for one in begun.values())), unswept():
             trainers = {seed: one.trainer for seed, one in begun.items()}
             fit(trainers, ended, evaluations, config.compile == "on", total)
     return finished, failed
@@ -200,8 +201,8 @@ def fit(
 def rows(left: int, total: int) -> int:
     """Return for how many rows to compile where so many of all seeds are left: all, a quarter, a quarter of that, ...
 
-    Compiling takes as long as ten thousand updates of five rows too many. The number depends on nothing else, so that a
-    study that is resumed computes as it would have.
+    Compiling takes as long as thousands of updates of rows too many. The number depends on nothing else, so that a
+    study that is resumed computes as it would have, if its seeds learnt in step.
     """
     while (fewer := -(-total // 4)) >= left and fewer < total:
         total = fewer

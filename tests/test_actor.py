@@ -128,22 +128,28 @@ def test_noise_of_many_steps_is_that_of_one_step_after_the_other(n: int) -> None
 
 
 class Broken(CartPole):
-    """From the seventh step on the second environment sees NaN."""
+    """From the seventh step on the second environment sees NaN, or gets it for a reward."""
+
+    what = "observation"
 
     def step(self, action: Any) -> Step:
         self.count = getattr(self, "count", 0) + 1
         step = super().step(action)
         if self.count >= 7:
-            step.next_obs[1, 2] = math.nan
+            broken = {"observation": step.next_obs, "reward": step.reward.clone()}
+            broken[self.what].view(4, -1)[1, -1] = math.nan
+            return step._replace(reward=broken["reward"])
         return step
 
 
-def test_the_frame_of_a_broken_observation_is_told() -> None:
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_the_frame_of_what_breaks_is_told(what: str) -> None:
     env = Broken(4)
+    env.what = what
     agent, _ = pqn(4)
     source = Rollout(env, RolloutConfig(horizon=10), seed=0)
     next(iter(source.collect(agent, Clock(1000, 1000))))
-    with pytest.raises(Diverged, match=r"^'observation' became NaN at frame 28$"):
+    with pytest.raises(Diverged, match=rf"^'{what}' became NaN at frame 28$"):
         source.meter.check()
 
 

@@ -368,6 +368,18 @@ def test_memory_is_bounded():
     assert meter.flush() == {"a": 1249.5, "b": 1.0}
 
 
+def test_the_first_bad_frame_of_a_block_is_named():
+    """Whichever part of an observation broke first, and however large it is."""
+    for width in (4, 2000):
+        meter = Meter()
+        for bad in (2, 1):
+            block = torch.zeros(3, 2, width)
+            block[bad:, 0] = math.nan
+            meter.watch([64, 128, 192], "observation", block)
+        with pytest.raises(Diverged, match=r"^'observation' became NaN at frame 128$"):
+            meter.check()
+
+
 def test_metrics_of_several_runs_are_held_once():
     table, meters = Table(), [Meter(), Meter()]
     for update in range(2500):

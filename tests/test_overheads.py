@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from rlcore import build
+from rlcore import build, compiled_graph, compiling
 from rlcore import config as configs
 from rlcore.overheads import flushed, flushing, settle, unswept
 from rlcore.stacked import Stack
@@ -125,6 +125,32 @@ def test_the_collector_leaves_alone_what_was_there_and_no_longer() -> None:
         assert not any(id(x) == known for x in gc.get_objects())
     assert len(made) == 1_000
     assert gc.get_freeze_count() == 0
+
+
+def test_swept_again_after_an_error() -> None:
+    with pytest.raises(ValueError, match="met"), unswept():
+        raise ValueError("met")
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_user_froze_stays() -> None:
+    gc.freeze()
+    try:
+        with unswept(), unswept():
+            pass
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.skipif(compiling.why_no_cpp() is not None, reason="needs a C++ compiler")
+def test_what_a_compiler_leaves_is_settled() -> None:
+    x = torch.ones(3)
+    with unswept():
+        before = gc.get_freeze_count()
+        run = compiled_graph.compile_graph(lambda x: [x + 1], [x])
+        assert gc.get_freeze_count() > before + 1_000
+    assert torch.equal(run([x])[0], x + 1)
 
 
 def test_nothing_is_settled_outside_training() -> None:

@@ -320,6 +320,44 @@ def test_compiled_updates_are_the_uncompiled_ones(recipe: str) -> None:
     assert all("traced" in call.__qualname__ for _, call in plain._graphs.values())
 
 
+@pytest.mark.parametrize("compiler", ["none", pytest.param("torch's", marks=pytest.mark.slow)])
+def test_a_compiled_study_goes_past_seeds_that_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    """One of five ends every 256 frames, the second of NaN: compiled for five, two and one rows, and each once."""
+    compile_graph, update, compiled = compiled_graph.compile_graph, Stack.update, list[int]()
+
+    def counted(function: Any, given: Any) -> Any:
+        compiled.append(len(given[0]))
+        if compiler == "none":
+            return torch.enable_grad()(lambda inputs: function(*inputs))
+        return compile_graph(function, given)
+
+    def ending(stack: Stack, batches: Any) -> Any:
+        first = stack.trainers[0]
+        if first.clock.frames >= 512 + 256 * (5 - len(stack.trainers)) and len(stack.trainers) > 1:
+            if len(stack.trainers) == 4:
+                first.optim.groups["main"].flat.data[0] = torch.nan
+            else:
+                first.stopping = "test"
+        return update(stack, batches)
+
+    monkeypatch.setattr(compiled_graph, "compile_graph", counted)
+    monkeypatch.setattr(Stack, "update", ending)
+    seeds = range(1000, 1005)
+    frames = {**SMALL, "budget.frames": 2048, "compile": "on"}
+    with pytest.raises(Diverged, match="1 of 5 seeds failed, first seed 1001"):
+        together.train("cartpole_dqn", seeds, out=tmp_path / "study", **frames)
+    assert compiled == [5, 2, 1]
+    found = {seed: json.loads((tmp_path / f"study/seed-{seed}/result.json").read_text()) for seed in seeds}
+    assert [found[seed]["status"] for seed in seeds] == ["finished", "failed", *["finished"] * 3]
+    frames = [found[seed]["frames"] for seed in seeds if seed != 1001]
+    assert frames == sorted(set(frames)) and frames[-1] == 2048  # each at its moment
+    for seed in (1000, 1002, 1004):  # those that end are saved as they were
+        again = api.evaluate(tmp_path / f"study/seed-{seed}", episodes=2, seed=2_000_000)
+        assert again["returns"] == found[seed]["evaluation"]["returns"]
+
+
 def _single(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.is_floating_point() else x
 

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--only", default="", metavar="A,B", help=f"some of {','.join(parts.PARTS)} [all]")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="everything very short: shows only that it runs")
-    size.add_argument("--full", action="store_true", help="every library's published length and ten seeds: hours")
+    size.add_argument("--full", action="store_true", help="every library's published length: hours")
     parser.add_argument("--repeats", type=positive, metavar="N", help="of every measurement [1 to 5; to solve: 10]")
     parser.add_argument("--cleanrl", type=Path, metavar="DIR", help="a checkout of CleanRL")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT")

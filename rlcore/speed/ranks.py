@@ -22,7 +22,8 @@ def measure(*, recipe: str, frames: int, ranks: int = 2, seed: int = 0) -> list[
             words = [*before, *_TRAIN, recipe, f"--out={folder}/run", f"--seed={seed}", f"--budget.frames={frames}"]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode:
-                sys.exit(f"{name}: {done.stderr.strip().rpartition(chr(10))[2]}")
+                said = done.stderr.strip().splitlines()  # torchrun says much after the error
+                sys.exit(f"{name}: {next((line for line in said if line.startswith('error: ')), said[-1])}")
             result = runs.read_json(Path(folder) / "run" / "result.json")
         evaluation = result["evaluation"]
         row[f"{name}: frames/s"] = result["frames"] / result["train_seconds"]
