@@ -358,6 +358,41 @@ def test_a_compiled_study_goes_past_seeds_that_end(
         assert again["returns"] == found[seed]["evaluation"]["returns"]
 
 
+@pytest.mark.parametrize("compiler", ["none", pytest.param("torch's", marks=pytest.mark.slow)])
+def test_a_compiled_study_resumed_after_a_seed_has_ended_goes_on_as_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    if compiler == "none":
+        monkeypatch.setattr(
+            compiled_graph, "compile_graph", lambda run, given: traced(lambda tensors: run(*tensors), given)
+        )
+    update, stacks = Stack.update, list[tuple[int, int]]()
+
+    def ending(stack: Stack, batches: Any) -> Any:
+        stacks.append((len(stack.trainers), stack.size))
+        first = stack.trainers[0]
+        if len(stack.trainers) == 3 and first.clock.frames >= 512:
+            first.stopping = "test"
+        for trainer in stack.trainers:
+            trainer.interrupted |= trainer.clock.frames == interrupt
+        return update(stack, batches)
+
+    monkeypatch.setattr(Stack, "update", ending)
+    settings, interrupt = {**SMALL, "compile": "on"}, 0
+    whole = together.train("cartpole_dqn", SEEDS, out=tmp_path / "whole", **settings)
+    interrupt = 768
+    with pytest.raises(KeyboardInterrupt):
+        together.train("cartpole_dqn", SEEDS, out=tmp_path / "cut", **settings)
+    stacks.clear()
+    interrupt = 0
+    resumed = together.train(tmp_path / "cut", SEEDS, resume=True)
+    assert set(stacks) == {(2, 3)}
+    for one, other in zip(whole, resumed, strict=True):
+        assert (one.result["frames"], one.result["updates"]) == (other.result["frames"], other.result["updates"])
+        for (name, a), b in zip(one.agent.state_dict().items(), other.agent.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
 def _single(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.is_floating_point() else x
 
