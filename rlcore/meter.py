@@ -107,7 +107,8 @@ class Meter:
         Raises:
             Diverged: something was NaN or infinite; names it and the first step at which it was.
         """
-        self.check()
+        self._compact()
+        self._inputs.checked()  # as `check` does, whose second look gives what is wanted
         columns = self._metrics.checked()
         self._metrics, self._inputs = _Series("update"), _Series("frame")
         return {name: math.fsum(column.tolist()) / len(column) for name, column in columns.items()}
@@ -148,11 +149,16 @@ class Meter:
         for (_, k), rows in runs.items():
             came, steps, entries = zip(*rows, strict=True)
             names, values, _ = entries[0]
-            found = values[[entry.at for entry in entries]]  # (entries, names) or (entries, names, K)
+            at = [entry.at for entry in entries]
+            successive = at[-1] - at[0] == len(at) - 1
+            found = values[at[0] : at[-1] + 1] if successive else values[at]  # (entries, names) or (entries, names, K)
             for name, column in zip(names, (found if k is None else found[..., k]).unbind(1), strict=True):
                 parts.setdefault(name, []).append((came, steps, column))
         for name, own in parts.items():
             came, steps, columns = zip(*own, strict=True)
+            if len(own) == 1:
+                self._metrics.add(name, steps[0], columns[0])
+                continue
             order = np.argsort(np.concatenate(came))
             self._metrics.add(name, np.concatenate(steps)[order].tolist(), torch.cat(columns)[torch.from_numpy(order)])
         self._entries.clear()
@@ -185,6 +191,7 @@ class _Series:
         bad = [
             (self.steps[name][i], name, column[i])
             for name, column in columns.items()
+            if not np.isfinite(column).all()
             for i in np.flatnonzero(~np.isfinite(column))
         ]
         if bad:

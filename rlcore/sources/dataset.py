@@ -116,8 +116,8 @@ class Dataset(Source):
             return
         index = self.order[start : start + 32 * self.batch_size]
         examples = self.task.draw(index) if self._kept is None else tmap(lambda x: x.index_select(0, index), self._kept)
-        for at in reversed(range(0, len(next(leaves(examples))), self.batch_size)):
-            self._drawn.append(tmap(lambda x, at=at: x[at : at + self.batch_size], examples))
+        parts = tmap(lambda x: iter(x.split(self.batch_size)), examples)
+        self._drawn = [tmap(next, parts) for _ in index.split(self.batch_size)][::-1]
 
     def _shuffled(self) -> Tensor:
         n, device = self.task.size, self.env.device
