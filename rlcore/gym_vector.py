@@ -233,8 +233,7 @@ class GymVector(VectorEnv):
         return _convert(obs, self._dtypes, self._tensor)
 
     def _tensor(self, x: Any, dtype: Any) -> Tensor:
-        # Always a copy: environments reuse the buffers that they return.
-        own = torch.from_numpy(np.array(x, dtype=dtype))
+        own = _copied(x, dtype)
         return own if self.device.type == "cpu" else own.to(self.device, non_blocking=True)
 
     def _bool(self, x: Any) -> Tensor:
@@ -340,9 +339,17 @@ def as_tensors(space: spaces.Space[Any], obs: Any) -> Any:
         UserError: they are not of the space's structure, or not numbers.
     """
     try:
-        return _convert(obs, _dtypes(tensor_space(space, "obs")), lambda x, d: torch.from_numpy(np.array(x, dtype=d)))
+        return _convert(obs, _dtypes(tensor_space(space, "obs")), _copied)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"obs: got {obs!r}, expected an observation of {space} ({error})") from None
+
+
+def _copied(x: Any, dtype: Any) -> Tensor:
+    """Return a copy, for environments reuse what they return, row by row in memory.
+
+    Products of matrices may round otherwise where these lie column by column, and no checkpoint keeps that.
+    """
+    return torch.from_numpy(np.array(x, dtype=dtype, order="C"))
 
 
 def _rows(x: Any, rows: np.ndarray) -> Any:

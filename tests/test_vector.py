@@ -349,3 +349,13 @@ def test_bad_input_gets_one_sentence(arguments, sentence):
 
 def test_outdated_versions_do_not_warn():
     assert make_env("CartPole-v0", 1).spec.action_space == spaces.Discrete(2)
+
+
+def test_observations_lie_row_by_row_in_memory() -> None:
+    """As they do once a checkpoint has been loaded; gymnasium's batched CartPole returns them column by column."""
+    env = make_env("CartPole-v1", 4, backend="vector")
+    obs, _ = env.reset(seed=0)
+    step = env.step(torch.zeros(4, dtype=torch.int64))
+    for x in (obs, step.obs, step.next_obs):
+        assert x.is_contiguous()
+    env.close()
