@@ -107,9 +107,7 @@ class Meter:
         Raises:
             Diverged: something was NaN or infinite; names it and the first step at which it was.
         """
-        self._compact()
-        self._inputs.checked()  # as `check` does, whose second look gives what is wanted
-        columns = self._metrics.checked()
+        columns = self._checked()
         self._metrics, self._inputs = _Series("update"), _Series("frame")
         return {name: math.fsum(column.tolist()) / len(column) for name, column in columns.items()}
 
@@ -119,9 +117,12 @@ class Meter:
         Raises:
             Diverged: as `flush`.
         """
+        self._checked()
+
+    def _checked(self) -> dict[str, np.ndarray]:
         self._compact()
         self._inputs.checked()  # first: what came in explains what came out
-        self._metrics.checked()
+        return self._metrics.checked()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the interval so far.
@@ -191,7 +192,6 @@ class _Series:
         bad = [
             (self.steps[name][i], name, column[i])
             for name, column in columns.items()
-            if not np.isfinite(column).all()
             for i in np.flatnonzero(~np.isfinite(column))
         ]
         if bad:

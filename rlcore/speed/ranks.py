@@ -15,7 +15,7 @@ _RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-p
 
 
 def measure(*, recipe: str, frames: int, ranks: int = 2, seed: int = 0) -> list[dict[str, Any]]:
-    """Return a row: frames a second of training and the final score, by one process and by so many ranks."""
+    """Return a row: frames a second, and the final loss or IQM of returns, by one process and by so many ranks."""
     row: dict[str, Any] = {"recipe": recipe, "frames": frames}
     for name, before in (("one process", []), (f"{ranks} ranks", [*_RANKS, str(ranks)])):
         with tempfile.TemporaryDirectory() as folder:
@@ -27,5 +27,5 @@ def measure(*, recipe: str, frames: int, ranks: int = 2, seed: int = 0) -> list[
             result = runs.read_json(Path(folder) / "run" / "result.json")
         evaluation = result["evaluation"]
         row[f"{name}: frames/s"] = result["frames"] / result["train_seconds"]
-        row[f"{name}: score"] = evaluation.get("iqm", evaluation.get("loss"))
+        row[f"{name}: score"] = evaluation.get("loss", evaluation.get("iqm"))
     return [row]
