@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,7 @@ def compile_graph(
     _check_constants(traced, tensors)
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     used = [i for i, node in enumerate(inputs) if node.users]
+    pick: Any = itemgetter(*used) if len(used) > 1 else itemgetter(slice(used[0], used[0] + 1) if used else slice(0))
     for node in inputs:
         if not node.users:
             traced.graph.erase_node(node)
@@ -81,12 +83,12 @@ def compile_graph(
                 made: Any = compile_fx_inner(traced, [examples[i] for i in used])
             inner = made.current_callable  # without what looks, at every call, whether the call is recorded
             settle()
-            return lambda given: inner([given[i] for i in used])
+            return lambda given: inner([*pick(given)])
         compiled: Any = torch._inductor.compile(traced, [examples[i] for i in used], options=OPTIONS)
     settle()
     # What torch wraps it in, for code that is being traced, costs as much as a small layer.
     compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)
-    return lambda given: compiled(*[given[i] for i in used])
+    return lambda given: compiled(*pick(given))
 
 
 def _check_constants(traced: torch.fx.GraphModule, tensors: list[Tensor]) -> None:

@@ -102,5 +102,5 @@ class Play:
             self.row.zero_()
             for _ in range(count):
                 self.run(self.tensors)
-            self.env.place(*self.env.placed())
+            self.env.written()
             yield tmap(lambda x, n=count: x[:n].clone(), self.store)  # the store is written to again

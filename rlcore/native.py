@@ -113,8 +113,12 @@ class BatchedEnv(VectorEnv):
         self._used = np.ones(self.num_envs, dtype=np.bool_)  # (N,): on a CPU, whose next start is to be made
 
     def placed(self) -> list[Tensor]:
-        """Return the tensors of `place`; whoever writes to them calls it with them afterwards."""
+        """Return the tensors of `place`; whoever writes to them calls `written` afterwards."""
         return [self._state, self._key, self._episode, self._steps, self._ended]
+
+    def written(self) -> None:
+        """Take note that the tensors of `placed` were written to: next starts made before are no longer next."""
+        self._used.fill(True)
 
     def twin(self) -> BatchedEnv:
         """Return one like it that works on tensors wherever it is. To be called, and used, under `on_tensors`."""
@@ -146,7 +150,7 @@ class BatchedEnv(VectorEnv):
             key = mix(torch.tensor(seed_list(seed, self.num_envs), device=self.device))
             self._key.copy_(torch.where(mask, key, self._key))
             self._episode.masked_fill_(mask, -1)
-            self._used.fill(True)
+            self.written()
         self._restart(array(mask))
         self._ended.masked_fill_(mask, False)
         return tmap(tensor, self._look(self._now)), {}
@@ -238,7 +242,7 @@ class BatchedEnv(VectorEnv):
         buffers = {"key": self._key, "episode": self._episode, "steps": self._steps, "ended": self._ended}
         for name, buffer in buffers.items():
             buffer.copy_(torch.tensor([s[name] for s in states]))
-        self._used.fill(True)
+        self.written()
 
 
 def _row(x: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import array, tensor
+from rlcore.arrays import array, float32, memory, tensor
 from rlcore.records import find, minimum, pick, where
 from rlcore.replay import ReplayBuffer
 
@@ -33,7 +33,7 @@ class Masses:
         self._levels: list[Any] = []  # (blocks, BLOCK) each, leaves first
         while n > TOP or not self._levels:
             blocks = -(-n // BLOCK)
-            self._levels.append(array(torch.zeros(blocks, BLOCK, dtype=torch.float64, device=device)))
+            self._levels.append(array(memory((blocks, BLOCK), torch.float64, device)))
             n = blocks
         self._top = array(torch.zeros(n + 1, dtype=torch.float64, device=device))  # its first is always 0
         self._flat = [level.reshape(-1) for level in self._levels] + [self._top[1:]]  # views
@@ -61,7 +61,7 @@ class Masses:
         """Return the masses and the sums of every level, by name."""
         return {f"level{k}": tensor(x) for k, x in enumerate(self._flat)}
 
-    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, uniform: Any) -> tuple[Tensor, Tensor]:
         """Return slots (B,) in proportion to mass, and their masses, for ``uniform`` (B,) float64 in [0, 1).
 
         A slot without mass is never returned, provided that any has some.
@@ -112,24 +112,21 @@ class Prioritized:
         Raises:
             UserError: nothing was ever stored.
         """
-        return self.choose(self.numbers(count, generator), beta)
-
-    def numbers(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return numbers (count,) in [0, 1), float64, to choose by.
-
-        Raises:
-            UserError: nothing was ever stored.
-        """
         self.buffer.check_stored()
-        return torch.rand(count, dtype=torch.float64, device=self.buffer.device, generator=generator)
+        numbers = torch.rand(count, dtype=torch.float64, device=self.buffer.device, generator=generator)
+        return self.choose(numbers, beta)
 
-    def choose(self, uniform: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slots that ``uniform`` (B,) in [0, 1) hits, and importance weights, (B,) each."""
+    def choose(self, uniform: Any, beta: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slots that ``uniform`` (B,) float64 in [0, 1) hits, and importance weights, (B,) each.
+
+        Something must have been stored.
+        """
         # In their order what is read lies closer together. To a batch the order of its items is nothing.
-        index, mass = self.masses.draw(ascending(uniform))
-        weight = (array(mass).min() / array(mass)) ** beta
+        index, drawn = self.masses.draw(ascending(array(uniform)))
+        mass = array(drawn)
+        weight = (mass.min() / mass) ** beta
         self._weight += weight.sum()
-        return index, tensor(weight).float()
+        return index, tensor(float32(weight))
 
     def update(self, index: Tensor, priority: Tensor) -> None:
         """Set the priorities |TD error| (B,) of the slots ``index`` (B,)."""
@@ -181,10 +178,13 @@ def joined(x: Any, y: Any) -> Tensor:
     return tensor(np.concatenate([x, y]) if isinstance(x, np.ndarray) else torch.cat([x, y]))
 
 
-def ascending(x: Tensor) -> Tensor:
-    """Return a tensor's numbers (B,) in ascending order."""
-    numbers = array(x)
-    return tensor(np.sort(numbers)) if isinstance(numbers, np.ndarray) else numbers.sort().values
+def ascending(x: Any) -> Any:
+    """Return an array's numbers (B,) in ascending order."""
+    if not isinstance(x, np.ndarray):
+        return x.sort().values
+    x = x.copy()  # in place is faster than np.sort
+    x.sort()
+    return x
 
 
 def cumulated(x: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import array
+from rlcore.arrays import array, memory
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NUMBERS = (  # what NumPy knows as well
@@ -50,7 +50,7 @@ class Records:
         for name in widest:
             self._at[name] = (used, examples[name].dtype, tuple(examples[name].shape[1:]))
             used += examples[name][0].nbytes
-        self.data = torch.zeros(slots, -(-max(used, 1) // word), dtype=WORDS[word], device=device)  # (slots, words)
+        self.data = memory((slots, -(-max(used, 1) // word)), WORDS[word], device)  # (slots, words)
         whole: Any = array(self.data)
         self._whole = whole.view(self._record(word)).reshape(-1) if isinstance(whole, np.ndarray) else whole
         self._columns = {name: self.column(self._whole, name) for name in self._at}
@@ -82,7 +82,7 @@ class Records:
         return torch.from_numpy(records[name]) if isinstance(records, np.ndarray) else self.column(records, name)
 
     def put(self, slot: Any, name: str, items: Tensor) -> None:
-        """Write items (N, ...) of one tensor into the records ``slot``, an array (N,) or on a CPU a slice.
+        """Write items (N, ...), or steps of them (T, N, ...), into the records ``slot``, an array or on a CPU a slice.
 
         Raises:
             TypeError: the items are of another type.
@@ -90,10 +90,13 @@ class Records:
         if items.dtype != self._at[name][1]:
             raise TypeError(f"items of {items.dtype} for a place of {self._at[name][1]}")
         column = self._columns[name]
+        given = array(items)
+        if given.ndim != column.ndim:
+            given = given.reshape(-1, *given.shape[2:])
         if isinstance(column, np.ndarray):
-            column[slot] = array(items)
+            column[slot] = given
         else:
-            column.index_copy_(0, slot, items)
+            column.index_copy_(0, slot, given)
 
 
 def pick(x: Any, index: Any) -> Any:
@@ -112,18 +115,15 @@ def minimum(x: Any, y: Any) -> Any:
 
 
 def unless(flag: Any, x: Any) -> Tensor:
-    """Return ``x``, an array (B,) or one number, where not ``flag`` (B,), and else 0: a tensor in float32."""
+    """Return the array ``x`` (B,) or (1,) in float32 where not ``flag`` (B,), and else 0: a tensor."""
     if isinstance(flag, np.ndarray):
-        return torch.from_numpy(np.where(flag, ZERO, np.asarray(x, np.float32)))
+        return torch.from_numpy(np.where(flag, ZERO, x))
     return torch.where(flag, 0.0, x)
 
 
-def among(heads: Any, rows: int, num_envs: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return slots (count,) int64 drawn uniformly from the rows written, of ``rows``, as the first head tells."""
-    if isinstance(heads, np.ndarray):
-        return torch.randint(min(heads.item(0), rows) * num_envs, (count,), generator=generator)
-    size = heads[:1].clamp(max=rows) * num_envs
-    return (torch.rand(count, dtype=torch.float64, device=size.device, generator=generator) * size).long()
+def fewest(heads: Any, rows: int) -> Any:
+    """Return the first of heads, or ``rows`` if that is less: a number of an array, else a tensor (1,)."""
+    return min(heads.item(0), rows) if isinstance(heads, np.ndarray) else heads[:1].clamp(max=rows)
 
 
 def find(edges: Any, x: Any) -> Any:

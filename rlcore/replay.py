@@ -12,7 +12,7 @@ Small fields lie side by side in one record a slot (`rlcore.records`), so that a
 items, such as images, are tensors of their own. On a CPU, heads and slot numbers are NumPy arrays: operators, and the
 functions of `rlcore.records`, serve both.
 
-Choosing transitions (`ReplayBuffer.draw`) and assembling them (`ReplayBuffer.gather`, `ReplayBuffer.sequences`) are
+Choosing transitions (`ReplayBuffer.choose`) and assembling them (`ReplayBuffer.gather`, `ReplayBuffer.sequences`) are
 apart: another way of choosing (`rlcore.prioritized`) brings its own index and needs no other storage.
 """
 
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import array, tensor, whole
+from rlcore.arrays import array, memory, tensor, whole
 from rlcore.errors import UserError
-from rlcore.records import Records, among, find, fits, minimum, pick, unless, where
+from rlcore.records import Records, fewest, find, fits, minimum, pick, unless, where
 from rlcore.tree import cut, leaves, tmap
 from rlcore.types import Rollout, Transition
 
@@ -80,15 +80,11 @@ class ReplayBuffer:
         slots, device = self.slots + 1, self.device
         try:  # zeros, not empty: n-step returns read, and mask, slots never written
             self._records = Records(slots, {k: x for k, x in named.items() if fits(x)}, device)
-            self._large = {
-                k: torch.zeros((slots, *x.shape[1:]), dtype=x.dtype, device=device)
-                for k, x in named.items()
-                if not fits(x)
-            }
+            self._large = {k: memory((slots, *x.shape[1:]), x.dtype, device) for k, x in named.items() if not fits(x)}
         except RuntimeError as error:
-            memory = f"{slots * sum(x[0].nbytes for x in named.values()) / 2**30:.1f} GiB on {device}"
+            size = f"{slots * sum(x[0].nbytes for x in named.values()) / 2**30:.1f} GiB on {device}"
             raise UserError(
-                f"replay: {slots - 1} transitions need {memory}, more than there is; lower capacity"
+                f"replay: {slots - 1} transitions need {size}, more than there is; lower capacity"
             ) from error
         self._layout = layout(example)
         self._read = {name: self._reader(name) for name in self._fields}
@@ -126,32 +122,34 @@ class ReplayBuffer:
             for t in range(count):
                 self.add(tmap(lambda x, t=t: x[t], steps))
             return
-        flat = tmap(lambda x: x.flatten(0, 1), steps)
         if self._even and isinstance(head, np.ndarray):
             first = int(head[0]) % self.rows
             left = min(count, self.rows - first)  # rows before the ring's end
             if left == count:
-                self._write(slice(first * n, (first + left) * n), flat)
+                self._write(slice(first * n, (first + left) * n), steps)
             else:
-                self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[: left * n], flat))
-                self._write(slice(0, (count - left) * n), tmap(lambda x: x[left * n :], flat))
+                self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[:left], steps))
+                self._write(slice(0, (count - left) * n), tmap(lambda x: x[left:], steps))
         else:
             ahead: Any = array(torch.arange(count, device=self.device))
-            self._write(self._slot(head + ahead[:, None], self._env).reshape(-1), flat)
+            self._write(self._slot(head + ahead[:, None], self._env).reshape(-1), steps)
         self._empty = False
         head += count
         self._newest[:] = self._slot(head - 1, self._env)
 
     def _write(self, at: Any, items: dict[str, Any]) -> None:
-        """Write items into the slots ``at``, an array, or on a CPU, where they are successive, a slice."""
+        """Write items (N, ...) or steps (T, N, ...) into slots, an array, or on a CPU, where they succeed, a slice."""
 
         def put(name: str, x: Tensor) -> None:
-            if name not in self._large:
+            large = self._large.get(name)
+            if large is None:
                 self._records.put(at, name, x)
-            elif isinstance(at, slice):
-                self._large[name][at] = x
+                return
+            x = x.reshape(-1, *large.shape[1:])
+            if isinstance(at, slice):
+                large[at] = x
             else:
-                self._large[name].index_copy_(0, tensor(at), x)
+                large.index_copy_(0, tensor(at), x)
 
         for name, field in self._fields.items():
             tmap(put, field, items[name])
@@ -193,22 +191,28 @@ class ReplayBuffer:
         return []
 
     def draw(self, count: int, generator: torch.Generator, length: int = 1) -> Tensor:
-        """Return the slots (count,) int64 of starts drawn uniformly, with replacement, from all there are.
-
-        Starts are the stored transitions with at least ``length`` steps stored from them on, themselves included;
-        of an environment with fewer stored, only the oldest. With length 1 that is every stored transition.
+        """Return the slots (count,) int64 of starts drawn uniformly, with replacement; see `choose`.
 
         Raises:
             UserError: nothing was ever stored.
         """
         self.check_stored()
+        return self.choose(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator), length)
+
+    def choose(self, uniform: Any, length: int = 1) -> Tensor:
+        """Return the slots (B,) int64 of the starts that ``uniform`` (B,) float64 in [0, 1) hits, all as likely.
+
+        Starts are the stored transitions with at least ``length`` steps stored from them on, themselves included;
+        of an environment with fewer stored, only the oldest. With length 1 that is every stored transition. Something
+        must have been stored.
+        """
+        number = array(uniform)  # times a size it is below that size: u <= 1 - 2**-53
         if self._even and length == 1 and self.slots == self.capacity:  # all stored slots are 0, 1, ...
-            return among(self._head, self.rows, self.num_envs, count, generator)
-        uniform = array(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator))
+            return tensor(whole(number * (fewest(self._head, self.rows) * self.num_envs)))
         size = minimum(self._head, self._limit)  # (N,)
         starts = size if length == 1 else minimum((size - (length - 1)).clip(1), size)  # (N,)
         end = starts.cumsum(0)
-        nth = whole(uniform * end[-1:])  # below the sum: u <= 1 - 2**-53
+        nth = whole(number * end[-1:])
         env = find(end, nth)
         step = pick(self._head - size - end + starts, env) + nth  # in the environment's own count
         return tensor(self._slot(step, env))
@@ -227,11 +231,12 @@ class ReplayBuffer:
         t+n-1. Every tensor is a copy: later writes and samples never change a batch.
         """
         at, read = array(index), self._read
+        ahead, powers = self._powers.get((gamma, n_step)) or self._steps(gamma, n_step)
         if n_step == 1:
             start = final = self._records.take(at)
-            last, reward, power = at, read["reward"](self, start, at), gamma
+            last, reward, power = at, read["reward"](self, start, at), powers[1:]
         else:
-            start, last, reward, power = self._look_ahead(at, gamma, n_step)
+            start, last, reward, power = self._look_ahead(at, ahead, powers)
             final = self._records.take(last)
         return Transition(  # in their order, which costs a microsecond less than by name
             read["obs"](self, start, at),
@@ -288,17 +293,19 @@ class ReplayBuffer:
         """Return the slots of steps in the environments' own counts."""
         return step % self.rows * self.num_envs + env
 
-    def _look_ahead(self, at: Any, gamma: float, n_step: int) -> tuple[Any, Any, Any, Any]:
+    def _steps(self, gamma: float, n_step: int) -> tuple[Any, Any]:
+        """Return how many slots 0 ... n steps are, and the powers of gamma, (n + 1,) each; kept for later calls."""
+        ahead = torch.arange(n_step + 1, device=self.device)
+        self._powers[gamma, n_step] = array(ahead * self.num_envs), array((gamma ** ahead.double()).float())
+        return self._powers[gamma, n_step]
+
+    def _look_ahead(self, at: Any, ahead: Any, power: Any) -> tuple[Any, Any, Any, Any]:
         """Return the first record, the last slot, the discounted sum of rewards and gamma**n of each return, (B,)."""
-        if (gamma, n_step) not in self._powers:
-            ahead = torch.arange(n_step + 1, device=self.device)
-            self._powers[gamma, n_step] = array(ahead * self.num_envs), array((gamma ** ahead.double()).float())
-        ahead, power = self._powers[gamma, n_step]  # (n + 1,) each
         slot = (at + ahead[:-1, None]) % self.slots  # (n, B)
         steps = self._records.take(slot)
         stop = self._column("terminated", steps) | self._column("truncated", steps)
         stop |= slot == pick(self._newest, at % self.num_envs)
-        for k in range(1, n_step):
+        for k in range(1, len(stop)):
             stop[k] |= stop[k - 1]
         goes_on = ~stop[:-1]  # (n - 1, B): beyond step 0, 1, ...
         rewards = self._column("reward", steps) * power[:-1, None]

@@ -15,7 +15,7 @@ from test_replay import Environments, example, fields, generator
 from rlcore import prioritized, records, replay
 from rlcore.frames import FrameBuffer
 from rlcore.prioritized import Masses, Prioritized
-from rlcore.records import NUMBERS, SMALL, Records, among, fits
+from rlcore.records import NUMBERS, SMALL, Records, fits
 from rlcore.replay import ReplayBuffer
 from rlcore.testing.agents import first_difference
 
@@ -112,7 +112,6 @@ def test_other_devices_code_does_the_same(
             return story(once, stacks, length, 20)
         return story(ReplayBuffer(capacity, 4, example(4)), Environments(4, 5, 0.2, fake), length, 20)
 
-    monkeypatch.setattr(replay, "among", lambda heads, *more: among(torch.as_tensor(heads), *more))
     here = told()
     for module in MODULES:
         monkeypatch.setattr(module, "array", lambda x: x)
@@ -163,13 +162,23 @@ def test_every_depth_of_the_tree_of_masses(n: int, monkeypatch: pytest.MonkeyPat
         assert top.sum() == plain.sum()
 
 
-@pytest.mark.parametrize(("head", "rows", "envs"), [(1, 4, 1), (3, 3, 2), (7, 2, 3), (250, 300, 4)])
-def test_what_is_drawn_is_uniform_given_an_array_or_a_tensor(head: int, rows: int, envs: int) -> None:
+@pytest.mark.parametrize(("steps", "rows", "envs"), [(1, 4, 1), (3, 3, 2), (7, 2, 3), (250, 300, 4)])
+def test_what_is_drawn_is_uniform_on_arrays_and_on_tensors(
+    steps: int, rows: int, envs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from scipy.stats import chisquare
 
-    size = min(head, rows) * envs
-    for heads in (np.full(envs, head), torch.full((envs,), head)):
-        drawn = among(heads, rows, envs, 50 * size, generator(1))
+    for on_arrays in (True, False):
+        if not on_arrays:
+            for module in MODULES:
+                monkeypatch.setattr(module, "array", lambda x: x)
+        buffer = ReplayBuffer(rows * envs, envs, example(envs))
+        for _ in range(steps):
+            buffer.add(example(envs))
+        size = min(steps, rows) * envs
+        drawn = buffer.draw(50 * size, generator(1))
         assert drawn.dtype == torch.int64
         assert 0 <= int(drawn.min()) <= int(drawn.max()) < size
         assert size == 1 or chisquare(torch.bincount(drawn, minlength=size).numpy()).pvalue > 1e-3
+        ends = buffer.choose(torch.tensor([0.0, prioritized.BELOW_ONE], dtype=torch.float64))
+        assert ends.tolist() == [0, size - 1], "the first and the last number that there are"

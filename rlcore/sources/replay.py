@@ -19,6 +19,7 @@ from rlcore.frames import FrameBuffer
 from rlcore.hindsight import Hindsight
 from rlcore.prioritized import Prioritized
 from rlcore.replay import ReplayBuffer, split
+from rlcore.seeding import Uniforms
 from rlcore.sources.base import Acting
 from rlcore.tree import tmap
 from rlcore.types import Batch, Loss
@@ -72,6 +73,7 @@ class Replay(Acting):
                 raise UserError(f"source.hindsight: got {config.hindsight:g}, expected 0 with {wrong}")
         if agent:
             self._check(agent)
+        self.numbers = Uniforms(self.rng)  # to choose by
         self.beta = 0.0  # of the batches being drawn
         self.batch_size = distributed.shared(config.batch_size, "source.batch_size")
         self.steps = max(1, config.frames_per_iteration // self.num_envs)
@@ -120,14 +122,14 @@ class Replay(Acting):
 
     def _sample(self, agent: Agent, batches: int) -> list[tuple[Any, Tensor]]:
         """Choose, assemble and relabel that many batches: pairs of data and slots."""
-        count, weight = self.batch_size * batches, None
+        self.buffer.check_stored()
+        numbers, weight = self.numbers.take(self.batch_size * batches), None
         if self.prioritized:
-            numbers = self.prioritized.numbers(count, self.rng)
             index, weight = self.graphs(
                 "choose", self.prioritized.choose, numbers, self.beta, changed=self.prioritized.sums
             )
         else:
-            index = self.buffer.draw(count, self.rng, max(1, self.sequence))
+            index = self.buffer.choose(numbers, max(1, self.sequence))
         data = self.graphs("gather", partial(self._gather, agent), index, of=agent, places=self.buffer.places)
         data = self._scaled(data._replace(weight=weight))
         if self.sequence:
@@ -218,12 +220,15 @@ class Replay(Acting):
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next batches depend on; without the buffer a resume is not exact."""
         saved = {name: part.state_dict() if self.save_buffer else None for name, part in self._stores().items()}
-        return super().state_dict() | {"starts": self.starts, "updates": self.updates} | saved
+        own = {"starts": self.starts, "updates": self.updates, "numbers": self.numbers.state_dict()}
+        return super().state_dict() | own | saved
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called."""
         super().load_state_dict(state)
         self.starts, self.updates = state["starts"], state["updates"]
+        if "numbers" in state:  # checkpoints of before hold none
+            self.numbers.load_state_dict(state["numbers"])
         if state["buffer"] is None:
             self._lost = True
             return

@@ -7,6 +7,7 @@ every time, so that nothing is in the caches that would not be there in training
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from rlcore.prioritized import Prioritized
 from rlcore.replay import ReplayBuffer, split
+from rlcore.seeding import Uniforms
 from rlcore.tree import leaves
 
 BATCH, GAMMA, ENVS = 256, 0.99, 16
@@ -46,18 +48,19 @@ def sampling(transitions: int, repeats: int, rng: torch.Generator) -> list[dict[
     chosen.update(torch.arange(transitions), torch.rand(transitions, generator=rng))
     width = sum(x[0].nbytes for x in leaves(step))
     bare = torch.rand(transitions, -(-width // 4), generator=rng)
-    rows = torch.randint(0, transitions, (257, BATCH * CHUNK), generator=rng)  # 257: others at every turn
-    turn = iter(range(10**9))
+    rows = torch.randint(0, transitions, (257 * BATCH * CHUNK,), generator=rng)  # most of those that there are
+    given = {batches: itertools.cycle(rows.split(BATCH * batches)) for batches in (1, CHUNK)}
+    numbers = Uniforms(rng)
 
     def yardstick(batches: int) -> Tensor:
-        return bare.index_select(0, rows[next(turn) % 257, : BATCH * batches])
+        return bare.index_select(0, next(given[batches]))
 
     def uniform(n_step: int, batches: int) -> Any:
-        index = buffer.draw(BATCH * batches, rng)
+        index = buffer.choose(numbers.take(BATCH * batches))
         return split(buffer.gather(index, GAMMA, n_step), index, batches)
 
     def prioritised(n_step: int) -> Any:
-        index, weight = chosen.draw(BATCH, rng, 0.4)
+        index, weight = chosen.choose(numbers.take(BATCH), 0.4)
         return split(buffer.gather(index, GAMMA, n_step)._replace(weight=weight), index, 1)
 
     priority = torch.rand(BATCH, generator=rng)
@@ -68,7 +71,7 @@ def sampling(transitions: int, repeats: int, rng: torch.Generator) -> list[dict[
         "5 steps": lambda: uniform(5, 1),
         "prioritised": lambda: prioritised(1),
         "prioritised, 3 steps": lambda: prioritised(3),
-        "new priorities": lambda: chosen.update(rows[next(turn) % 257, :BATCH], priority),
+        "new priorities": lambda: chosen.update(next(given[1]), priority),
     }
     several = {
         "yardstick": lambda: yardstick(CHUNK),
