@@ -16,7 +16,7 @@ EVERY = 2_500  # frames between evaluations, where the time to solve CartPole is
 def dqn(size: Size) -> list[Comparison]:
     """Return DQN at the zoo's and at CleanRL's settings, and a long run with compiling."""
     zoo = by_size(size, 2_000, 8_000, 50_000)
-    clean = by_size(size, 11_000, 30_000, 500_000)
+    clean = by_size(size, 11_000, 100_000, 500_000)
     long = by_size(size, 4_000, 500_000, 500_000)
     gymnasium = {"env.backend": "sync"}
     at_zoo = [
@@ -28,10 +28,10 @@ def dqn(size: Size) -> list[Comparison]:
         peer("TorchRL DQN", "torchrl", ZOO_SHORT, zoo, 18),
     ]
     at_clean = [
-        mine("ours, eager", CLEAN, clean, 7),
-        mine("ours, compiled", CLEAN, clean, 8, compiled=True),
-        cleanrl("dqn.py", clean, 0.1 * (1 - 10_000 / clean), 15),
-        peer("Tianshou DQN", "tianshou", CLEAN_SHORT, clean, 22),
+        mine("ours, eager", CLEAN, clean, 20),
+        mine("ours, compiled", CLEAN, clean, 11, compiled=True),
+        cleanrl("dqn.py", clean, 0.1 * (1 - 10_000 / clean), 22),
+        peer("Tianshou DQN", "tianshou", CLEAN_SHORT, clean, 65),
     ]
     some = by_size(size, 4_000, 100_000, 500_000)
     at_length = [
