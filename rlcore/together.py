@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rlcore import api, build, runs
+from rlcore import build, runs
 from rlcore import config as configs
-from rlcore.api import Begun
 from rlcore.callbacks import Evaluate
 from rlcore.errors import Diverged, UserError
 from rlcore.guards import interruptible
+from rlcore.lifecycle import Begun, fitting, opened
 from rlcore.overheads import unswept
 from rlcore.progress import Progress
 from rlcore.run import Run, load
@@ -83,7 +83,7 @@ def train(
         for seed in todo:
             there = (paths[seed] / "config.yaml").exists()
             begun[seed] = stack.enter_context(
-                api.opened(recipe, paths[seed], there, {**overrides, "seed": seed}, alone=False)
+                opened(recipe, paths[seed], there, {**overrides, "seed": seed}, alone=False)
             )
         if begun:
             frames = sum(one.config.budget.frames for one in begun.values())
@@ -124,7 +124,7 @@ def _fit(begun: Mapping[int, Begun], progress: Progress, total: int) -> tuple[di
     with ExitStack() as rest:
         contexts = {seed: rest.enter_context(ExitStack()) for seed in begun}
         finish = {
-            seed: contexts[seed].enter_context(api.fitting(one, _Share(progress, seed, frames)))
+            seed: contexts[seed].enter_context(fitting(one, _Share(progress, seed, frames)))
             for seed, one in begun.items()
         }
 

@@ -14,11 +14,12 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from rlcore import api, runs
 from rlcore import config as configs
+from rlcore import runs
 from rlcore.command import import_plugins
 from rlcore.errors import UserError
 from rlcore.guards import interruptible
+from rlcore.lifecycle import fitting, opened
 from rlcore.progress import Progress
 from rlcore.search import definition, storage
 from rlcore.search.definition import Search, trial_folder
@@ -145,8 +146,8 @@ def _one(run: Path, raw: dict[str, Any], watch: Watcher) -> dict[str, Any]:
             path.unlink()
     progress = _Watched(watch)
     with (
-        api.opened(None if goes_on else raw, run, goes_on, {}) as begun,
-        api.fitting(begun, progress) as finish,
+        opened(None if goes_on else raw, run, goes_on, {}) as begun,
+        fitting(begun, progress) as finish,
     ):
         progress.trainer = begun.trainer
         with interruptible(begun.trainer):
