@@ -62,7 +62,7 @@ def test_the_cartpole_recipe_solves_it(seed: int, tmp_path: Path) -> None:
     assert run.result["evaluation"]["mean"] >= 475
 
 
-@pytest.mark.parametrize("recipe", ["cartpole_fast_pqn", "cartpole_fast_dqn"])
+@pytest.mark.parametrize("recipe", ["cartpole_fast_pqn", "cartpole_fast_dqn", "cartpole_many_pqn", "cartpole_many_dqn"])
 def test_the_fast_cartpole_recipes_stop_once_they_solve_it(recipe: str, tmp_path: Path) -> None:
     run = rlcore.train(recipe, out=tmp_path / "run", seed=1)
     assert run.result["stopped"].startswith("eval/return_mean reached")

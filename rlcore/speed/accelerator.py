@@ -1,7 +1,7 @@
 """What `benchmark.py speed` measures on a GPU: native CartPole, updates as graphs, nanoGPT's GPU setting.
 
-CartPole is trained by PQN (4,096 environments, 16 steps, 4 minibatches: a frame is learnt from once) and by DQN (4,096
-environments, batches of 4,096, an update every 8,192 frames: half an item a frame).
+CartPole is trained in 4,096 environments at once, by PQN (a frame is learnt from once) and by DQN (an item for each
+frame), beside it by one core of the processor.
 """
 
 from __future__ import annotations
@@ -13,20 +13,8 @@ from rlcore.speed.settings import Comparison, Contender, Size
 
 _GPU = {"device": "cuda"}
 _WAYS = {"ours, eager": {**_GPU, "compile": "off"}, "ours, graphs": {**_GPU, "compile": "on"}}
-_LARGE: dict[str, dict[str, Any]] = {
-    "PQN": {
-        "config": "cartpole_fast_pqn",
-        "overrides": {"env.num_envs": 4096, "source.epochs": 1, "optim.lr": 1e-3},
-    },
-    "DQN": {
-        "config": "cartpole_fast_dqn",
-        "overrides": {
-            "env.num_envs": 4096, "source.capacity": 1_000_000, "source.batch_size": 4096,
-            "source.learning_starts": 40_960, "source.updates_per_frame": 1 / 8192,
-            "source.frames_per_iteration": 65_536,
-        },
-    },
-}  # fmt: skip
+_CORE = {"ours, eager, a CPU core": {"compile": "off"}, "ours, compiled, a CPU core": {"compile": "on"}}
+_LARGE = {"PQN": "cartpole_many_pqn", "DQN": "cartpole_many_dqn"}
 _UPDATES = {"DQN": "cartpole_dqn", "PPO": "cartpole_ppo", "SAC": "pendulum_sac"}
 _TEXT = {
     "agent.network.kwargs.layers": 6, "agent.network.kwargs.heads": 6, "agent.network.kwargs.width": 384,
@@ -46,19 +34,20 @@ def accelerated(size: Size) -> list[Comparison]:
     frames = 2**18 if quick else 2**25
     ways = list(_WAYS)
 
-    def ways_of(job: Job, about: float) -> list[Contender]:
-        jobs = {way: {**job, "overrides": {**job["overrides"], **how}, "apart": True} for way, how in _WAYS.items()}
-        return [Contender(way, "ours", one, about, gpu=True) for way, one in jobs.items()]
+    def ways_of(job: Job, about: float, ways: dict[str, dict[str, Any]] = _WAYS) -> list[Contender]:
+        jobs = {way: {**job, "overrides": {**job["overrides"], **how}, "apart": True} for way, how in ways.items()}
+        return [Contender(way, "ours", one, about, gpu=ways is _WAYS) for way, one in jobs.items()]
 
+    large = {name: {"config": recipe, "overrides": {}, "frames": frames} for name, recipe in _LARGE.items()}
     races = [
         Comparison("gpu", f"{name.lower()}_frames", f"{name} on native CartPole, on a GPU", "race",
-                   ways_of({**job, "frames": frames}, 60), ours=ways)
-        for name, job in _LARGE.items()
+                   [*ways_of(job, 60), *ways_of(job, 90, _CORE)], ours=ways)
+        for name, job in large.items()
     ]  # fmt: skip
     solvers = [
-        Contender(f"{name}, graphs", "ours", {**job, "overrides": {**job["overrides"], **_WAYS["ours, graphs"]},
-                                             "frames": frames, "every": 2**18}, 30, gpu=True)
-        for name, job in _LARGE.items()
+        Contender(f"{name}, graphs", "ours",
+                  {**job, "overrides": _WAYS["ours, graphs"], "every": 2**18}, 30, gpu=True)
+        for name, job in large.items()
     ]  # fmt: skip
     solve = Comparison("gpu", "solve", "Time to solve it there", "solve", solvers, 1 if quick else 10, "s")
     updates = [
