@@ -47,11 +47,10 @@ def tensor(x: Any) -> Any:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
-def memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Return zeros to be read here and there: on a CPU NumPy's, which asks the system for large pages.
+def storage(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return zeros to be read here and there: on a CPU in memory of NumPy's, which asks the system for large pages.
 
-    A read of memory that no cache holds then needs no walk through tables of pages: where the system heeds it, a
-    batch drawn from a million small transitions takes a fifth of the time.
+    Where it heeds that, reads of memory that no cache holds need no walk through tables of pages.
 
     Raises:
         RuntimeError: memory is too small.
@@ -60,9 +59,10 @@ def memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str)
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     try:
-        whole = np.zeros(size + LINE, np.uint8)
+        whole = np.empty(size + LINE, np.uint8)
     except (MemoryError, ValueError) as error:  # ValueError: more than can be numbered
-        raise RuntimeError(f"{size} bytes are more than there is") from error
+        raise RuntimeError(f"can't allocate memory: could not allocate {size} bytes") from error  # as torch says it
+    whole.fill(0)  # now: memory that the system promised and does not have should be missed before training
     start = -whole.ctypes.data % LINE
     return torch.from_numpy(whole[start : start + size]).view(dtype).view(tuple(shape))
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.arrays import memory, tensor
+from rlcore.arrays import storage, tensor
 from rlcore.errors import UserError
 from rlcore.records import minimum
 from rlcore.replay import Reader, ReplayBuffer, layout
@@ -181,7 +181,7 @@ class FrameBuffer(ReplayBuffer):
         """Return room for frames like ``frame``, and one more slot, the last, that takes masked writes."""
         slots = self.frame_rows * self.num_envs + 1
         try:
-            return tmap(lambda x: memory((slots, *x.shape), x.dtype, self.device), frame)
+            return tmap(lambda x: storage((slots, *x.shape), x.dtype, self.device), frame)
         except RuntimeError as error:
             size = f"{slots * sum(x.nbytes for x in leaves(frame)) / 2**30:.1f} GiB on {self.device}"
             raise UserError(f"replay: {slots} frames need {size}, more than there is; lower capacity") from error

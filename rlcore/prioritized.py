@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import array, float32, memory, tensor
+from rlcore.arrays import array, float32, storage, tensor
 from rlcore.records import find, minimum, pick, where
 from rlcore.replay import ReplayBuffer
 
@@ -33,7 +33,7 @@ class Masses:
         self._levels: list[Any] = []  # (blocks, BLOCK) each, leaves first
         while n > TOP or not self._levels:
             blocks = -(-n // BLOCK)
-            self._levels.append(array(memory((blocks, BLOCK), torch.float64, device)))
+            self._levels.append(array(storage((blocks, BLOCK), torch.float64, device)))
             n = blocks
         self._top = array(torch.zeros(n + 1, dtype=torch.float64, device=device))  # its first is always 0
         self._flat = [level.reshape(-1) for level in self._levels] + [self._top[1:]]  # views
@@ -87,7 +87,7 @@ class Prioritized:
         buffer: where transitions are stored; tell `add` of each.
         alpha: how much priorities matter; 0: uniform.
         length: steps of a sequence: priorities are those of its first step, and starts are those of
-            `ReplayBuffer.draw`. 1: transitions.
+            `ReplayBuffer.choose`. 1: transitions.
     """
 
     def __init__(self, buffer: ReplayBuffer, alpha: float, length: int = 1) -> None:
@@ -105,16 +105,6 @@ class Prioritized:
         new, old = (where(stored, array(x), at) for x in self.buffer.turnover(self.length))
         mass = array(self.largest) * stored
         self.masses.set(joined(new, old), joined(mass, 0.0 * mass))
-
-    def draw(self, count: int, generator: torch.Generator, beta: float) -> tuple[Tensor, Tensor]:
-        """Return ``count`` slots, drawn independently with replacement, and importance weights, (count,) each.
-
-        Raises:
-            UserError: nothing was ever stored.
-        """
-        self.buffer.check_stored()
-        numbers = torch.rand(count, dtype=torch.float64, device=self.buffer.device, generator=generator)
-        return self.choose(numbers, beta)
 
     def choose(self, uniform: Any, beta: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return the slots that ``uniform`` (B,) float64 in [0, 1) hits, and importance weights, (B,) each.

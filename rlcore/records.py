@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import array, memory
+from rlcore.arrays import array, storage
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NUMBERS = (  # what NumPy knows as well
@@ -50,7 +50,7 @@ class Records:
         for name in widest:
             self._at[name] = (used, examples[name].dtype, tuple(examples[name].shape[1:]))
             used += examples[name][0].nbytes
-        self.data = memory((slots, -(-max(used, 1) // word)), WORDS[word], device)  # (slots, words)
+        self.data = storage((slots, -(-max(used, 1) // word)), WORDS[word], device)  # (slots, words)
         whole: Any = array(self.data)
         self._whole = whole.view(self._record(word)).reshape(-1) if isinstance(whole, np.ndarray) else whole
         self._columns = {name: self.column(self._whole, name) for name in self._at}
@@ -81,8 +81,10 @@ class Records:
         """Return what `column` does as a tensor."""
         return torch.from_numpy(records[name]) if isinstance(records, np.ndarray) else self.column(records, name)
 
-    def put(self, slot: Any, name: str, items: Tensor) -> None:
-        """Write items (N, ...), or steps of them (T, N, ...), into the records ``slot``, an array or on a CPU a slice.
+    def put(self, slot: Any, name: str, items: Tensor, steps: bool = False) -> None:
+        """Write items (N, ...), or ``steps`` (T, N, ...), of one tensor into the records ``slot``.
+
+        These are an array, or on a CPU a slice.
 
         Raises:
             TypeError: the items are of another type.
@@ -91,8 +93,8 @@ class Records:
             raise TypeError(f"items of {items.dtype} for a place of {self._at[name][1]}")
         column = self._columns[name]
         given = array(items)
-        if given.ndim != column.ndim:
-            given = given.reshape(-1, *given.shape[2:])
+        if steps:
+            given = given.reshape(given.shape[0] * given.shape[1], *given.shape[2:])
         if isinstance(column, np.ndarray):
             column[slot] = given
         else:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import array, memory, tensor, whole
+from rlcore.arrays import array, storage, tensor, whole
 from rlcore.errors import UserError
 from rlcore.records import Records, fewest, find, fits, minimum, pick, unless, where
 from rlcore.tree import cut, leaves, tmap
@@ -80,7 +80,7 @@ class ReplayBuffer:
         slots, device = self.slots + 1, self.device
         try:  # zeros, not empty: n-step returns read, and mask, slots never written
             self._records = Records(slots, {k: x for k, x in named.items() if fits(x)}, device)
-            self._large = {k: memory((slots, *x.shape[1:]), x.dtype, device) for k, x in named.items() if not fits(x)}
+            self._large = {k: storage((slots, *x.shape[1:]), x.dtype, device) for k, x in named.items() if not fits(x)}
         except RuntimeError as error:
             size = f"{slots * sum(x[0].nbytes for x in named.values()) / 2**30:.1f} GiB on {device}"
             raise UserError(
@@ -126,26 +126,26 @@ class ReplayBuffer:
             first = int(head[0]) % self.rows
             left = min(count, self.rows - first)  # rows before the ring's end
             if left == count:
-                self._write(slice(first * n, (first + left) * n), steps)
+                self._write(slice(first * n, (first + left) * n), steps, True)
             else:
-                self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[:left], steps))
-                self._write(slice(0, (count - left) * n), tmap(lambda x: x[left:], steps))
+                self._write(slice(first * n, (first + left) * n), tmap(lambda x: x[:left], steps), True)
+                self._write(slice(0, (count - left) * n), tmap(lambda x: x[left:], steps), True)
         else:
             ahead: Any = array(torch.arange(count, device=self.device))
-            self._write(self._slot(head + ahead[:, None], self._env).reshape(-1), steps)
+            self._write(self._slot(head + ahead[:, None], self._env).reshape(-1), steps, True)
         self._empty = False
         head += count
         self._newest[:] = self._slot(head - 1, self._env)
 
-    def _write(self, at: Any, items: dict[str, Any]) -> None:
-        """Write items (N, ...) or steps (T, N, ...) into slots, an array, or on a CPU, where they succeed, a slice."""
+    def _write(self, at: Any, items: dict[str, Any], steps: bool = False) -> None:
+        """Write items (N, ...), or ``steps`` (T, N, ...), into slots: an array, or a slice on a CPU if they succeed."""
 
         def put(name: str, x: Tensor) -> None:
             large = self._large.get(name)
             if large is None:
-                self._records.put(at, name, x)
+                self._records.put(at, name, x, steps)
                 return
-            x = x.reshape(-1, *large.shape[1:])
+            x = x.flatten(0, 1) if steps else x
             if isinstance(at, slice):
                 large[at] = x
             else:
@@ -189,15 +189,6 @@ class ReplayBuffer:
     def places(self) -> list[Tensor]:
         """Return the tensors whose memory may come to lie elsewhere."""
         return []
-
-    def draw(self, count: int, generator: torch.Generator, length: int = 1) -> Tensor:
-        """Return the slots (count,) int64 of starts drawn uniformly, with replacement; see `choose`.
-
-        Raises:
-            UserError: nothing was ever stored.
-        """
-        self.check_stored()
-        return self.choose(torch.rand(count, dtype=torch.float64, device=self.device, generator=generator), length)
 
     def choose(self, uniform: Any, length: int = 1) -> Tensor:
         """Return the slots (B,) int64 of the starts that ``uniform`` (B,) float64 in [0, 1) hits, all as likely.

@@ -41,7 +41,10 @@ class Uniforms:
         self._used = 0  # of these
 
     def take(self, count: int) -> Any:
-        """Return the next ``count`` numbers, (count,), as `array` returns them: not to be written to."""
+        """Return ``count`` numbers, (count,), as `array` returns them: not to be written to.
+
+        They are the next ones; where fewer are left, these are left out and others drawn.
+        """
         end = self._used + count
         if end > len(self._drawn):
             size, rng = max(count, _MANY), self.generator

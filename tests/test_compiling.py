@@ -17,7 +17,7 @@ import rlcore
 from agents.configs.value import PQNConfig
 from agents.pqn import PQN
 from envs.cartpole import CartPole
-from rlcore import build, compiled_acting, compiling, config
+from rlcore import build, compiled_acting, compiled_graph, compiling, config
 from rlcore.actor import Actor, is_empty
 from rlcore.clock import Clock
 from rlcore.config import NetworkConfig, OptimConfig
@@ -421,3 +421,12 @@ def test_killed_and_resumed_compiled_equals_never_interrupted(
     longer = {"budget.frames": 8_000, "checkpoint.every": 2_000} if case == "transformer-dropout" else {}
     monkeypatch.setitem(test_resume.CASES, case, (recipe, {**overrides, **longer, "compile": "on"}))
     test_resume.test_killed_and_resumed_equals_never_interrupted(case, tmp_path)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("table", [None, {}], ids=["with gradients", "without"])
+@pytest.mark.parametrize("read", [(), (1,), (0, 2)])
+def test_a_graph_may_read_any_of_its_inputs(read: tuple[int, ...], table: Any) -> None:
+    given = [torch.full((2,), 10.0**i) for i in range(3)]
+    run = compiled_graph.compile_graph(lambda *x: [sum([x[i] for i in read], torch.ones(2))], given, table)
+    assert torch.equal(run(given)[0], torch.full((2,), 1.0 + sum(10.0**i for i in read)))

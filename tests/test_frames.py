@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_replay import draw
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,8 +107,8 @@ def add(envs: Stacks, steps: int, *stores: ReplayBuffer) -> None:
 def same(plain: ReplayBuffer, once: FrameBuffer, n_step: int = 1) -> None:
     """Both draw the same slots, and give the same transitions and sequences for all stored."""
     assert len(plain) == len(once)
-    index = plain.draw(20 * len(plain) + 20, generator())  # misses one of them with probability below 1e-8
-    assert torch.equal(index, once.draw(len(index), generator()))
+    index = draw(plain, 20 * len(plain) + 20, generator())  # misses one of them with probability below 1e-8
+    assert torch.equal(index, draw(once, len(index), generator()))
     index = index.unique()
     assert len(index) == len(plain)
     one, other = plain.gather(index, 0.9, n_step), once.gather(index, 0.9, n_step)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import test_frames
 import torch
-from test_replay import NoSync
+from test_replay import NoSync, draw
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -189,7 +189,7 @@ def test_rings_of_frames_that_grew_are_read_where_they_lie_now() -> None:
         rows = once.frame_rows
         for steps in (20, 20, 300):
             test_frames.add(envs, steps, plain, once)
-            index = plain.draw(30, torch.Generator().manual_seed(steps))
+            index = draw(plain, 30, torch.Generator().manual_seed(steps))
             seen = run("gather", lambda at: once.gather(at, 0.9, 2), index, places=once.places)
             assert first_difference(plain.gather(index, 0.9, 2), seen) is None
         assert once.frame_rows > rows and len(calls) > 1

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from test_replay import Environments, NoSync, fields, generator
+from test_replay import Environments, NoSync, draw, fields, generator
 from torch import Tensor
 
 import rlcore
@@ -90,7 +90,7 @@ def filled(
 
 
 def relabelled(buffer: ReplayBuffer, hindsight: Hindsight, count: int, gamma: float = 0.5) -> Any:
-    index = buffer.draw(count, generator(3))
+    index = draw(buffer, count, generator(3))
     before = buffer.gather(index, gamma)
     return before, hindsight.relabel(before, index, gamma, generator(4))
 
@@ -180,7 +180,7 @@ def test_no_goal_is_taken_from_beyond_a_resume_that_starts_new_episodes(kept: bo
 def test_nothing_waits_for_the_device() -> None:
     buffer, hindsight, _ = filled(23, 4, 9, 0.3)
     step, valid = fields(Environments(4, 1, 0.2, 0.3).step())
-    index = buffer.draw(8, generator())
+    index = draw(buffer, 8, generator())
     with NoSync():
         hindsight.add(buffer.add(goals(step), valid), step["terminated"])
         hindsight.relabel(buffer.gather(index, 0.9), index, 0.9, generator())

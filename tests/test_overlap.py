@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_replay import draw
 from test_resume import CASES
 
 import rlcore
@@ -163,7 +164,7 @@ def test_arrival_stores_what_was_done_and_nothing_else() -> None:
     while clock.frames < 60:
         list(source.collect(agent, clock))
     # What is stored tells which way the cart was pushed: actions that were never carried out would show.
-    kept = source.buffer.gather(source.buffer.draw(400, source.rng, 1), agent.gamma, 1)
+    kept = source.buffer.gather(draw(source.buffer, 400, source.rng, 1), agent.gamma, 1)
     x, v = kept.obs[:, 0], kept.obs[:, 1]
     assert torch.allclose(kept.next_obs[:, 0], x + 0.02 * v, atol=1e-5)
     pushed = kept.next_obs[:, 1] > v  # a push to the right speeds the cart up

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from test_replay import Environments, NoSync, Reference, example, fields, generator, tensors_only  # noqa: F401
+from test_replay import Environments, NoSync, Reference, draw, example, fields, generator, tensors_only  # noqa: F401
 
 from agents.configs.value import DQNConfig
 from agents.dqn import DQN
@@ -116,7 +116,7 @@ def test_sampling_is_in_proportion_to_priority(alpha: float) -> None:
     priority = torch.rand(300, generator=generator(5)) ** 4
     chosen.update(torch.arange(300), priority)
     expected = (priority.double() + EPSILON) ** alpha
-    index = torch.cat([chosen.draw(1000, rng, 0.4)[0] for rng in [generator(1)] for _ in range(300)])
+    index = torch.cat([draw(chosen, 1000, rng, 0.4)[0] for rng in [generator(1)] for _ in range(300)])
     counts = torch.bincount(index, minlength=301)
     assert counts[300] == 0, "the slot of masked writes"
     frequent = expected / expected.sum() * len(index) > 5
@@ -134,21 +134,30 @@ def test_importance_weights_worked_by_hand() -> None:
     chosen.update(torch.arange(4), priority)
     probability = torch.tensor([0.1, 0.2, 0.4, 0.3])
     for beta in (0.0, 0.4, 1.0):
-        index, weight = chosen.draw(64, generator(2), beta)
+        index, weight = draw(chosen, 64, generator(2), beta)
         assert set(index.tolist()) == {0, 1, 2, 3}
         unscaled = (4 * probability) ** -beta
         assert torch.allclose(weight, (unscaled / unscaled.max())[index], rtol=1e-5)
         assert weight.dtype == torch.float32
         assert weight.max() == 1
-    index, weight = chosen.draw(1, generator(3), 1.0)
+    index, weight = draw(chosen, 1, generator(3), 1.0)
     assert weight.tolist() == [1.0], "the maximum is the batch's own"
+
+
+def test_numbers_chosen_by_stay_as_they_were() -> None:
+    _, chosen, _ = filled(8, 2, 4)
+    numbers = torch.rand(20, dtype=torch.float64, generator=generator())
+    before = numbers.clone()
+    chosen.choose(numbers, 0.4)
+    chosen.buffer.choose(numbers)
+    assert torch.equal(numbers, before)
 
 
 def test_full_correction_makes_the_mean_unbiased() -> None:
     _, chosen, _ = filled(50, 1, 50)
     value = torch.arange(50.0)
     chosen.update(torch.arange(50), 0.1 + value)
-    index, weight = chosen.draw(200_000, generator(4), 1.0)
+    index, weight = draw(chosen, 200_000, generator(4), 1.0)
     mean = (weight * value[index]).sum() / weight.sum()
     assert mean.item() == pytest.approx(24.5, abs=0.2)
     assert value[index].mean() > 30
@@ -197,27 +206,27 @@ def test_exactly_what_is_stored_and_long_enough_has_mass(
     assert len(tags) == len(starts)
     assert {tuple(tag) for tag in tags.tolist()} == starts
     if starts:
-        drawn = buffer.select("obs", buffer.draw(60 * len(starts), generator(), length))["tag"]
+        drawn = buffer.select("obs", draw(buffer, 60 * len(starts), generator(), length))["tag"]
         assert {tuple(tag) for tag in drawn.tolist()} == starts, "the uniform choice has the same starts"
 
 
 def test_nothing_waits_for_the_device(tensors_only: None) -> None:  # noqa: F811
     buffer, chosen, envs = filled(23, 4, 9, fake=0.3)
     step, valid = fields(envs.step())
-    chosen.draw(8, generator(), 0.5)
+    draw(chosen, 8, generator(), 0.5)
     with NoSync():
         chosen.add(buffer.add(step, valid))
-        index, _ = chosen.draw(8, generator(), 0.5)
+        index, _ = draw(chosen, 8, generator(), 0.5)
         chosen.update(index, torch.rand(8))
 
 
 def test_an_empty_buffer_and_broken_priorities() -> None:
     chosen = Prioritized(ReplayBuffer(8, 4, example(4)), 0.6)
     with pytest.raises(UserError, match="empty buffer"):
-        chosen.draw(2, generator(), 1.0)
+        chosen.buffer.check_stored()
     _, chosen, _ = filled(8, 4, 2)
     chosen.update(torch.arange(3), torch.tensor([float("nan"), float("inf"), 1.0]))
-    index, weight = chosen.draw(100, generator(), 1.0)
+    index, weight = draw(chosen, 100, generator(), 1.0)
     assert index.max() < 8
     assert weight.isfinite().all(), "the loss is what says that the run has diverged"
 
@@ -259,7 +268,7 @@ def test_every_update_is_drawn_with_the_priorities_of_the_one_before() -> None:
 
 def test_a_half_filled_interval_of_the_log_survives_a_checkpoint() -> None:
     _, chosen, _ = filled(8, 4, 2)
-    chosen.update(chosen.draw(4, generator(), 1.0)[0], torch.rand(4))
+    chosen.update(draw(chosen, 4, generator(), 1.0)[0], torch.rand(4))
     _, other, _ = filled(8, 4, 2)
     other.load_state_dict(copy.deepcopy(chosen.state_dict()))
     assert other.statistics() == chosen.statistics() != {}

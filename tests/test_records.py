@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_frames import Stacks, buffers
-from test_replay import Environments, example, fields, generator
+from test_replay import Environments, draw, example, fields, generator
 
 from rlcore import prioritized, records, replay
 from rlcore.frames import FrameBuffer
@@ -89,8 +89,8 @@ def story(buffer: ReplayBuffer, envs: Any, length: int, steps: int) -> list[Any]
             buffer.cut()
         if not len(buffer):
             continue
-        index = buffer.draw(9, rng, length)
-        weighed, weight = chosen.draw(9, rng, 0.4)
+        index = draw(buffer, 9, rng, length)
+        weighed, weight = draw(chosen, 9, rng, 0.4)
         chosen.update(weighed, torch.rand(9, generator=rng))
         out += [slot, index, weighed, weight.double(), *(buffer.gather(index, 0.9, n) for n in (1, 2, 4))]
         out += [buffer.sequences(index, 3), buffer.select("truncated", index), len(buffer), *buffer.turnover(length)]
@@ -176,7 +176,7 @@ def test_what_is_drawn_is_uniform_on_arrays_and_on_tensors(
         for _ in range(steps):
             buffer.add(example(envs))
         size = min(steps, rows) * envs
-        drawn = buffer.draw(50 * size, generator(1))
+        drawn = draw(buffer, 50 * size, generator(1))
         assert drawn.dtype == torch.int64
         assert 0 <= int(drawn.min()) <= int(drawn.max()) < size
         assert size == 1 or chisquare(torch.bincount(drawn, minlength=size).numpy()).pvalue > 1e-3

@@ -24,8 +24,13 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def draw(chosen, count, rng, *more):
+    """Choose by a generator's numbers: from a buffer, or by priorities."""
+    return chosen.choose(torch.rand(count, dtype=torch.float64, generator=rng), *more)
+
+
 def sample(buffer, batch_size, rng, gamma, n_step=1, batches=1):
-    index = buffer.draw(batch_size * batches, rng)
+    index = draw(buffer, batch_size * batches, rng)
     return split(buffer.gather(index, gamma, n_step), index, batches)
 
 
@@ -157,6 +162,33 @@ def test_matches_the_list_of_lists(n, spare, steps, n_step, end, fake, masked, s
     check(buffer, reference, 0.9, n_step)
 
 
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_every_discount_has_its_own_powers(n_step):
+    buffer, _ = filled(12, 2, 6, end=0.0)
+    index = torch.arange(4)
+    first, other, again = (buffer.gather(index, gamma, n_step) for gamma in (0.9, 0.5, 0.9))
+    assert torch.allclose(first.discount, torch.tensor(0.9**n_step))
+    assert torch.allclose(other.discount, torch.tensor(0.5**n_step))
+    assert torch.equal(first.discount, again.discount)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["record", "large"])
+def test_steps_stored_at_once_may_be_empty_and_must_have_their_shape(kind):
+    step = example(2) | {"obs": torch.zeros(2, 0, dtype=kind), "next_obs": torch.zeros(2, 3, 0, dtype=kind)}
+    steps = tmap(lambda x: x.expand(4, *x.shape), step)
+    buffer = ReplayBuffer(10, 2, step)
+    buffer.extend(steps)
+    assert len(buffer) == 8
+    assert buffer.gather(torch.arange(8), 0.9).next_obs.shape == (8, 3, 0)
+    buffer = ReplayBuffer(10, 2, example(2) | {"obs": torch.zeros(2, 3, 5, dtype=kind)})
+    with pytest.raises((ValueError, RuntimeError, IndexError)):
+        buffer.add(example(2) | {"obs": torch.zeros(2, 5, 3, dtype=kind)})
+    with pytest.raises((ValueError, RuntimeError, IndexError)):
+        buffer.add(example(2) | {"obs": torch.zeros(1, 2, 3, 5, dtype=kind)[0].repeat(2, 1, 1)})
+    with pytest.raises((ValueError, RuntimeError, IndexError)):
+        buffer.add(example(2) | {"obs": torch.zeros(2, 3, 5, dtype=kind), "reward": torch.zeros(2, 2)})
+
+
 def filled(capacity, n, steps, fake=0.0, end=0.2, seed=0):
     envs = Environments(n, seed, end, fake)
     buffer = ReplayBuffer(capacity, n, example(n))
@@ -231,7 +263,7 @@ def stored_alike(image, capacity, n, counts):
         saved = [*leaves(tuple(one.state_dict().values()))], [*leaves(tuple(many.state_dict().values()))]
         for x, y in zip(*saved, strict=True):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-    index = one.draw(50, generator())
+    index = draw(one, 50, generator())
     for x, y in zip(leaves(one.gather(index, 0.9, 3)), leaves(many.gather(index, 0.9, 3)), strict=True):
         assert torch.equal(x, y)
 
@@ -386,14 +418,14 @@ def test_bad_input_is_one_clear_sentence():
     with pytest.raises(UserError, match="GiB on cpu"):
         ReplayBuffer(10**15, 4, example(4))
     with pytest.raises(UserError, match="empty buffer"):
-        sample(ReplayBuffer(8, 4, example(4)), 2, generator(), 0.9)
+        ReplayBuffer(8, 4, example(4)).check_stored()
 
 
 def test_rows_that_are_all_invalid_leave_the_buffer_empty():
     buffer, rows = ReplayBuffer(8, 4, example(4)), example(4)
     buffer.add(rows, torch.zeros(4, dtype=torch.bool))
     with pytest.raises(UserError, match="empty buffer"):
-        sample(buffer, 2, generator(), 0.9)
+        buffer.check_stored()
     buffer.add(rows, torch.tensor([False, True, False, False]))
     ((_, index),) = sample(buffer, 2, generator(), 0.9)
     assert index.tolist() == [1, 1]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from test_recurrent import MODES, Counting, CountingConfig, Parity, env
-from test_replay import Environments, NoSync, Reference, example, fields, generator, one_env
+from test_replay import Environments, NoSync, Reference, draw, example, fields, generator, one_env
 
 from rlcore import config as configs
 from rlcore import registry
@@ -68,7 +68,7 @@ def test_a_sequence_is_a_stretch_of_its_environments_history(
             expected[ring[start][0]] = ring[start : start + length]
     if not expected:
         return
-    index = buffer.draw(60 * len(expected), generator(seed), length)
+    index = draw(buffer, 60 * len(expected), generator(seed), length)
     data = buffer.sequences(index, length)
     seen = set()
     for b, tag in enumerate(map(tuple, data.obs["tag"][0].tolist())):
@@ -94,7 +94,7 @@ def test_a_sequence_is_a_stretch_of_its_environments_history(
 def test_starts_are_uniform(capacity: int, steps: int, fake: float) -> None:
     buffer, reference = filled(capacity, 4, steps, fake)
     starts = sum(max(1, len(ring) - 4) for ring in reference.rings if ring)
-    index = buffer.draw(2000 * starts, generator(1), 5)
+    index = draw(buffer, 2000 * starts, generator(1), 5)
     counts = torch.unique(index, return_counts=True)[1]
     assert len(counts) == starts
     assert chisquare(counts.numpy()).pvalue > 1e-3 if starts > 1 else True
@@ -103,9 +103,9 @@ def test_starts_are_uniform(capacity: int, steps: int, fake: float) -> None:
 def test_later_writes_do_not_change_a_batch_and_nothing_waits() -> None:
     buffer, _ = filled(23, 4, 9, 0.3)
     envs = Environments(4, 7, 0.2, 0.0)
-    buffer.draw(1, generator())
+    draw(buffer, 1, generator())
     with NoSync():
-        data = buffer.sequences(buffer.draw(8, generator(), 3), 3)
+        data = buffer.sequences(draw(buffer, 8, generator(), 3), 3)
     before = torch.stack([data.reward, data.obs["tag"][..., 2].float()]).clone(), data.state["tag"].clone()
     for _ in range(8):
         buffer.add(with_state(fields(envs.step())[0]))

@@ -107,6 +107,28 @@ def test_before_learning_starts_actions_are_random_and_nothing_is_learnt() -> No
     assert (source.buffer.gather(torch.arange(2000, 2008), 1.0).action == 0).all()
 
 
+def test_nothing_can_be_drawn_before_something_is_stored() -> None:
+    source = Replay(CartPole(2), ReplayConfig(capacity=100, batch_size=4), seed=0)
+    with pytest.raises(UserError, match="sampling from an empty buffer"):
+        source._sample(dqn(source), 1)
+
+
+def test_batches_of_one_gather_are_cut_from_one_stream_of_numbers() -> None:
+    config = ReplayConfig(
+        capacity=1000, batch_size=4, learning_starts=48, updates_per_frame=1.0, frames_per_iteration=48
+    )
+    source = Replay(CartPole(16), config, seed=0)
+    agent, clock = dqn(source), Clock(10**6, 10**6)
+    run(source, agent, 1, clock)
+    state, rng = source.numbers.state_dict().clone(), source.rng.get_state()
+    batches = run(source, agent, 1, clock)
+    assert len(batches) == 48
+    source.rng.set_state(rng)
+    source.numbers.load_state_dict(state)
+    expected = source.buffer.choose(source.numbers.take(4 * 48))
+    assert torch.equal(torch.cat([batch.index for batch in batches]), expected)
+
+
 def _always_left(obs: Tensor, state: Any) -> Any:
     from rlcore.types import Act
 

@@ -227,8 +227,7 @@ class Replay(Acting):
         """Continue where ``state_dict`` was called."""
         super().load_state_dict(state)
         self.starts, self.updates = state["starts"], state["updates"]
-        if "numbers" in state:  # checkpoints of before hold none
-            self.numbers.load_state_dict(state["numbers"])
+        self.numbers.load_state_dict(state.get("numbers", torch.empty(0, dtype=torch.float64)))  # older ones hold none
         if state["buffer"] is None:
             self._lost = True
             return

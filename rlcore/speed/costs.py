@@ -102,7 +102,7 @@ def _status(name: str) -> int:
 
 def _fill(buffer: ReplayBuffer, steps: Callable[[int], Any]) -> tuple[int, int]:
     """Fill a buffer; return the bytes of its arrays, and of the steps stored."""
-    for at in range(1, buffer.rows * 11 // 10 + 1):  # until rings come round: memory not written to is not taken yet
+    for at in range(1, buffer.rows + 1):
         buffer.add(steps(at))
     return buffer.nbytes, buffer.rows * sum(x.nbytes for x in steps(1).values())
 

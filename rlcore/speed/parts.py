@@ -9,7 +9,7 @@ from __future__ import annotations
 from rlcore.speed.accelerator import accelerated
 from rlcore.speed.alone import compiling, costs, data_parallel, profiles, seeds_together, worker_processes
 from rlcore.speed.language import language_models
-from rlcore.speed.races import dqn, on_policy, sac, solve
+from rlcore.speed.races import dqn, many, on_policy, sac, solve
 from rlcore.speed.settings import Comparison, Size
 
 PARTS = (
@@ -18,6 +18,7 @@ PARTS = (
     "solve",
     "ppo",
     "pqn",
+    "many",
     "sac",
     "compile",
     "seeds",
@@ -42,6 +43,7 @@ def comparisons(size: Size) -> list[Comparison]:
         *dqn(size),
         solve(size),
         *on_policy(size),
+        many(size),
         sac(size),
         compiling(size),
         *seeds_together(size),

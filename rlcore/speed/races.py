@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlcore import config as configs
+from rlcore.speed.accelerator import LARGE
 from rlcore.speed.contenders import COMPILED, EAGER, by_size, cleanrl, mine, peer, sb3
 from rlcore.speed.peer import GOAL
 from rlcore.speed.published import CLEAN, CLEAN_SHORT, PPO, PQN, SB3_PPO, ZOO, ZOO_DQN, ZOO_PPO, ZOO_SHORT
@@ -119,6 +120,21 @@ def on_policy(size: Size) -> list[Comparison]:
         Comparison("ppo", "cleanrl", "PPO at CleanRL's settings", "race", at_ppo, n, ours=ours, about=about),
         Comparison("pqn", "cleanrl", "PQN at CleanRL's settings", "race", at_pqn, n, ours=ours, about=about),
     ]
+
+
+def many(size: Size) -> Comparison:
+    """Return PQN and DQN in thousands of environments."""
+    frames = by_size(size, 2**18, 2**23, 2**25)
+    contenders = [
+        mine(f"{name}, {how}", recipe, frames, 25, compiled=how == "compiled")
+        for name, recipe in LARGE.items()
+        for how in ("eager", "compiled")
+    ]
+    about = (
+        "4,096 native environments at once: `cartpole_many_pqn` learns from every frame once, `cartpole_many_dqn` from "
+        "an item for each frame. "
+    )
+    return Comparison("many", "cartpole", "Thousands of environments", "race", contenders, about=about)
 
 
 def sac(size: Size) -> Comparison:
