@@ -24,8 +24,8 @@ from torch import Tensor
 
 from rlcore.arrays import storage, tensor
 from rlcore.errors import UserError
-from rlcore.records import minimum
-from rlcore.replay import Reader, ReplayBuffer, layout
+from rlcore.records import layout, minimum
+from rlcore.replay import Reader, ReplayBuffer
 from rlcore.tree import leaves, tmap
 
 RARELY = 256  # steps between two looks at what lies on the device, at most

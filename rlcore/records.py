@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from rlcore.arrays import array, storage
+from rlcore.errors import UserError
+from rlcore.tree import leaves, tmap
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NUMBERS = (  # what NumPy knows as well
@@ -22,6 +24,7 @@ NUMBERS = (  # what NumPy knows as well
     *(torch.float16, torch.float32, torch.float64),
 )
 ZERO = np.zeros((), np.float32)
+FIELDS = ("obs", "action", "reward", "terminated", "truncated", "next_obs")  # of every step
 SMALL = 256  # bytes; an item of several cache lines gains nothing from a record, and is better left contiguous
 
 
@@ -99,6 +102,25 @@ class Records:
             column[slot] = given
         else:
             column.index_copy_(0, slot, given)
+
+
+def check_example(example: dict[str, Any], num_envs: int) -> None:
+    """Check that a step of ``num_envs`` environments has all that a step has.
+
+    Raises:
+        UserError: a field is missing, or is not (num_envs, ...).
+    """
+    if missing := [name for name in FIELDS if name not in example]:
+        raise UserError(f"replay: the example lacks '{missing[0]}'; expected {', '.join(FIELDS)}")
+    for name, field in example.items():
+        for x in leaves(field):
+            if x.shape[:1] != (num_envs,):
+                raise UserError(f"replay: '{name}' has shape {tuple(x.shape)}; expected ({num_envs}, ...)")
+
+
+def layout(fields: Any) -> Any:
+    """Return the dtype and shape of the items of every tensor of a tree, as text."""
+    return tmap(lambda x: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape[1:])}", fields)
 
 
 def pick(x: Any, index: Any) -> Any:

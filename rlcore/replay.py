@@ -28,12 +28,11 @@ from torch import Tensor
 
 from rlcore.arrays import array, storage, tensor, whole
 from rlcore.errors import UserError
-from rlcore.records import Records, fewest, find, fits, minimum, pick, unless, where
-from rlcore.tree import cut, leaves, tmap
+from rlcore.records import FIELDS, Records, check_example, fewest, find, fits, layout, minimum, pick, unless, where
+from rlcore.tree import cut, tmap
 from rlcore.types import Rollout, Transition
 
 Reader = Callable[[Any, Any, Any], Any]  # of a buffer, its records and their slots; a part of it, it refers to none
-FIELDS = ("obs", "action", "reward", "terminated", "truncated", "next_obs")
 
 
 class ReplayBuffer:
@@ -72,7 +71,7 @@ class ReplayBuffer:
         self._powers: dict[tuple[float, int], Any] = {}
 
     def _allocate(self, example: dict[str, Any]) -> None:
-        _check(example, self.num_envs)
+        check_example(example, self.num_envs)
         number = iter(range(2**31))
         self._fields = tmap(lambda _: f"{next(number)}", example)  # trees of names, of ...
         named: dict[str, Tensor] = {}
@@ -353,20 +352,6 @@ def _view(name: str, buffer: ReplayBuffer, records: Any, at: Any) -> Tensor:
 def _items(field: Any, buffer: ReplayBuffer, records: Any, at: Any) -> Any:
     own, large = buffer._records, buffer._large
     return tmap(lambda key: buffer._far(key, at) if key in large else own.items(records, key), field)
-
-
-def _check(example: dict[str, Any], num_envs: int) -> None:
-    if missing := [name for name in FIELDS if name not in example]:
-        raise UserError(f"replay: the example lacks '{missing[0]}'; expected {', '.join(FIELDS)}")
-    for name, field in example.items():
-        for x in leaves(field):
-            if x.shape[:1] != (num_envs,):
-                raise UserError(f"replay: '{name}' has shape {tuple(x.shape)}; expected ({num_envs}, ...)")
-
-
-def layout(fields: Any) -> Any:
-    """Return the dtype and shape of the items of every tensor of a tree, as text."""
-    return tmap(lambda x: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape[1:])}", fields)
 
 
 def split(data: Transition, index: Tensor, batches: int) -> list[tuple[Transition, Tensor]]:
