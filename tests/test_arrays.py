@@ -36,7 +36,7 @@ def test_too_much_memory_is_told(count: int) -> None:
 
 
 def test_too_much_memory_is_a_sentence_wherever_it_is_asked_for() -> None:
-    with pytest.raises(UserError, match="memory: a tensor of 745,058.1 GiB does not fit; lower"), guards.memory():
+    with pytest.raises(UserError, match=r"memory: a tensor of 745,058\.1 GiB does not fit; lower"), guards.memory():
         Masses(10**14)
 
 
