@@ -245,8 +245,12 @@ def test_goals_and_frames_are_explained(tmp_path: Path) -> None:
 
 
 def test_predict_draws_and_tells(command: Command, finished: Path, regression: Path) -> None:
-    plain = command("predict", finished, "[0.1, 0, -0.2, 0]").out
-    done = command("predict", finished, "[0.1, 0, -0.2, 0]", "--explain", "why.png")
+    run = rlcore.load(finished)
+    each = ([0.1, 0.0, -0.2, 0.0], [0.1, 0.5, 0.05, -0.5], [-0.5, 0.5, 0.05, 0.5], [1.0, -0.5, -0.05, 0.5])
+    shares = [explain.explain(run, [obs])[0][0].attributions for obs in each]
+    obs = str(next(obs for obs, share in zip(each, shares, strict=True) if share.min() < 0 < share.max()))
+    plain = command("predict", finished, obs).out
+    done = command("predict", finished, obs, "--explain", "why.png")
     assert (done.code, done.out) == (0, plain)
     assert "drew why to why.png" in done.err
     with Image.open("why.png") as image:
