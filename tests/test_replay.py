@@ -184,7 +184,7 @@ def test_steps_stored_at_once_may_be_empty_and_must_have_their_shape(kind):
     with pytest.raises((ValueError, RuntimeError, IndexError)):
         buffer.add(example(2) | {"obs": torch.zeros(2, 5, 3, dtype=kind)})
     with pytest.raises((ValueError, RuntimeError, IndexError)):
-        buffer.add(example(2) | {"obs": torch.zeros(1, 2, 3, 5, dtype=kind)[0].repeat(2, 1, 1)})
+        buffer.add(example(2) | {"obs": torch.zeros(4, 3, 5, dtype=kind)})
     with pytest.raises((ValueError, RuntimeError, IndexError)):
         buffer.add(example(2) | {"obs": torch.zeros(2, 3, 5, dtype=kind), "reward": torch.zeros(2, 2)})
 
